@@ -1,0 +1,41 @@
+# Two commands matter: `make demo` and `make test`. Both set the machine up first.
+SHELL := /bin/bash
+VENV  := .venv
+BIN   := $(VENV)/bin
+# Debian packages that the gate needs at run time, and those that only its tests use.
+RUN_TOOLS  := bwrap:bubblewrap nft:nftables ip:iproute2 libseccomp.so.2:libseccomp2 curl:curl
+TEST_TOOLS := git:git ssh:openssh-client sshd:openssh-server tcpdump:tcpdump dig:bind9-dnsutils tmux:tmux setpriv:util-linux
+
+.PHONY: help demo test lint setup setup-test debian-run debian-test clean
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t16
+
+demo: setup      ## a bubble, a gate and a corporate end on this machine, with real traffic
+	@$(BIN)/zonegate demo $(DEMO)
+
+test: setup-test lint ## everything: lint, types, import contract, all tests
+	$(BIN)/pytest $(PYTEST)
+
+lint: setup-test ## ruff, mypy strict, the floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: debian-run $(VENV)/.run ## .venv with zonegate, and the Debian packages it needs
+setup-test: debian-run debian-test $(VENV)/.test
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	@.ci/venv $(VENV) .
+	@touch $@
+$(VENV)/.test: pyproject.toml constraints.txt
+	@.ci/venv $(VENV) '.[dev,prove]'
+	@touch $@ $(VENV)/.run
+
+debian-run:
+	@.ci/debian $(RUN_TOOLS)
+debian-test:
+	@.ci/debian $(TEST_TOOLS)
+
+clean:           ## forget the virtual environment and every cache
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
