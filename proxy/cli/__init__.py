@@ -1,0 +1,49 @@
+"""The commands. This floor prints and exits; it knows no internals and decides nothing.
+
+Each command is a module of its own, loaded only when it is asked for, so that `zonegate --help` and
+`zonegate run` start fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+
+import click
+
+# command -> (module, one line for the list of commands). The function in the module is `command`.
+COMMANDS: Mapping[str, tuple[str, str]] = {}
+
+
+class _Lazy(click.Group):
+    """A group that imports a command's module when it is run, and not to list it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{COMMANDS[cmd_name][0]}.command is not a click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="zonegate", prog_name="zonegate")
+def zonegate() -> None:
+    """What leaves a zone leaves through an authenticated tunnel, or not at all."""
+
+
+def main() -> None:
+    """Run a command; an expected error is one line on standard error and exit code 2."""
+    try:
+        zonegate(prog_name="zonegate")
+    except BrokenPipeError:
+        sys.exit(0)
