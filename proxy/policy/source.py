@@ -1,0 +1,268 @@
+"""The strict reader: YAML text in, a tree of strings with positions out, or every problem at once.
+
+It decides what counts as a well-formed file and nothing about what the file means. Every scalar stays
+the string that was written (YAML 1.1 reads `no` as False, `22:22` as 1342, `014` as 12), and whatever
+could make two readers see two things is refused: duplicate keys, anchors, aliases, merge keys, tags,
+directives, several documents, byte order marks, control and bidirectional characters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import yaml
+
+MAX_BYTES = 1024 * 1024
+MAX_DEPTH = 20
+MAX_NODES = 150_000
+MAX_PROBLEMS = 100
+
+# C0 and C1 controls but tab and line feed; the line breaks that only YAML 1.1 knows (NEL, LS, PS); and
+# the characters that make text look other than it is (Unicode TR 36, "Trojan Source" CVE-2021-42574).
+_FORBIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufffe\uffff]"
+)
+
+
+class Where(NamedTuple):
+    """A place in a file; line and column count from 1. Its text is `file:line:col`."""
+
+    file: str
+    line: int
+    col: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.col}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A string as it was written, with its quotes resolved."""
+
+    text: str
+    at: Where
+
+
+@dataclass(frozen=True, slots=True)
+class Seq:
+    """A list."""
+
+    items: tuple[Node, ...]
+    at: Where
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """Keys and values in the order of the file; no key occurs twice."""
+
+    entries: tuple[tuple[Scalar, Node], ...]
+    at: Where
+
+    def get(self, key: str) -> Node | None:
+        """The value of a key, None where it is not given."""
+        return next((value for name, value in self.entries if name.text == key), None)
+
+
+type Node = Scalar | Seq | Map
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One thing wrong, where it is, and its cure."""
+
+    file: str
+    line: int
+    col: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.col}: {self.message}"
+
+
+class Problems(Exception):
+    """A file that is refused: all that is wrong with it, in the order of the file."""
+
+    def __init__(self, problems: list[Problem], text: str = "") -> None:
+        self.problems = tuple(sorted(set(problems)))
+        self.text = text
+        super().__init__(*self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
+
+    def render(self) -> str:
+        """Each problem with its line of the file and a caret below the column."""
+        lines = self.text.split("\n")
+        return "\n".join(_with_caret(problem, lines) for problem in self.problems)
+
+
+def _with_caret(problem: Problem, lines: list[str]) -> str:
+    if not 1 <= problem.line <= len(lines):
+        return str(problem)
+    line, col = lines[problem.line - 1].rstrip("\r"), problem.col - 1
+    start = max(0, col - 60) if len(line) > 120 else 0
+    shown = _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", line[start : start + 120])
+    pad = re.sub(r"[^\t]", " ", line[start:col])
+    return f"{problem}\n    {shown}\n    {pad}^"
+
+
+class Refused(Exception):
+    """Internal to readers: stop now, the problems so far are enough."""
+
+
+def read(text: bytes, filename: str) -> Node:
+    """The tree of one YAML document. Raises Problems."""
+    decoded = _decode(text, filename)
+    composer = _Composer(decoded, filename)
+    try:
+        node = composer.document()
+    except Refused:
+        node = None
+    if node is None or composer.problems:
+        raise Problems(composer.problems, decoded)
+    return node
+
+
+def _decode(text: bytes, filename: str) -> str:
+    """The characters of a file, once its size, encoding and characters are in order."""
+
+    def refuse(line: int, col: int, message: str) -> Problems:
+        return Problems([Problem(filename, line, col, message)])
+
+    if len(text) > MAX_BYTES:
+        raise refuse(
+            1, 1, f"the file has {len(text)} bytes; the limit is {MAX_BYTES}, split it or shorten it"
+        )
+    if text.startswith((b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")):
+        raise refuse(1, 1, "the file starts with a byte order mark; save it as UTF-8 without one")
+    try:
+        decoded = text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = text[: error.start].decode("utf-8")
+        line, col = _line_col(before, len(before))
+        raise refuse(
+            line, col, f"byte 0x{text[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+    decoded = decoded.replace("\r\n", "\n")
+    if found := _FORBIDDEN.search(decoded):
+        line, col = _line_col(decoded, found.start())
+        raise refuse(line, col, f"character U+{ord(found[0]):04X} is not allowed in a file; remove it")
+    return decoded
+
+
+def _line_col(text: str, at: int) -> tuple[int, int]:
+    return text.count("\n", 0, at) + 1, at - (text.rfind("\n", 0, at) + 1) + 1
+
+
+class _Composer:
+    """Events to nodes. Goes on after a refusal where the tree is still clear."""
+
+    def __init__(self, text: str, filename: str) -> None:
+        self.filename = filename
+        self.problems: list[Problem] = []
+        self._events: Callable[[], yaml.Event | None] = yaml.CSafeLoader(text).get_event
+        self._nodes = 0
+
+    def refuse(self, at: Where, message: str) -> None:
+        self.problems.append(Problem(*at, message))
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise Refused
+
+    def document(self) -> Node | None:
+        self._next()  # the start of the stream
+        start = self._next()
+        if isinstance(start, yaml.StreamEndEvent):
+            self.refuse(Where(self.filename, 1, 1), "the file is empty; write at least its version")
+            raise Refused
+        if isinstance(start, yaml.DocumentStartEvent) and (start.version or start.tags):
+            self.refuse(self._where(start), "a % directive is not allowed; remove the line")
+        node = self._node(self._next(), 0)
+        self._next()  # the end of the document
+        after = self._next()
+        if not isinstance(after, yaml.StreamEndEvent):
+            self.refuse(self._where(after), "a second document is not allowed; write one file for each")
+        return node
+
+    def _next(self) -> yaml.Event:
+        try:
+            event = self._events()
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            at = Where(self.filename, mark.line + 1, mark.column + 1) if mark else Where(self.filename, 1, 1)
+            said = f"this is not YAML: {error.problem or 'it ends too soon'}"
+            self.refuse(at, f"{said}; check the brackets and the indentation, and quote text with : # * & !")
+            raise Refused from None
+        except (yaml.YAMLError, ValueError):
+            event = None
+        if event is None:
+            self.refuse(Where(self.filename, 1, 1), "this is not YAML; check it from the first line on")
+            raise Refused
+        return event
+
+    def _where(self, event: yaml.Event) -> Where:
+        mark = event.start_mark
+        assert mark is not None  # every event of the parser carries its place
+        return Where(self.filename, mark.line + 1, mark.column + 1)
+
+    def _node(self, event: yaml.Event, depth: int) -> Node:
+        at = self._where(event)
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            self.refuse(at, f"more than {MAX_NODES} values; split the file")
+            raise Refused
+        if isinstance(event, yaml.ScalarEvent):
+            if event.anchor or event.tag:
+                self._check_properties(event, at)
+            if event.style == '"':
+                self._check_characters(event.value, at)
+            return Scalar(event.value, at)
+        if isinstance(event, yaml.AliasEvent):
+            self.refuse(at, f"alias *{event.anchor} is not allowed; write the value out, or quote the text")
+            return Scalar("", at)
+        if depth >= MAX_DEPTH:
+            self.refuse(at, f"deeper than {MAX_DEPTH} levels; a policy never needs that")
+            raise Refused
+        assert isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent)
+        self._check_properties(event, at)
+        return self._seq(at, depth) if isinstance(event, yaml.SequenceStartEvent) else self._map(at, depth)
+
+    def _seq(self, at: Where, depth: int) -> Seq:
+        items = []
+        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+            items.append(self._node(event, depth + 1))
+        return Seq(tuple(items), at)
+
+    def _map(self, at: Where, depth: int) -> Map:
+        entries: list[tuple[Scalar, Node]] = []
+        first: dict[str, int] = {}
+        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+            key = self._node(event, depth + 1)
+            value = self._node(self._next(), depth + 1)
+            if not isinstance(key, Scalar):
+                self.refuse(key.at, "a key must be one word; write the list or map as a value")
+            elif key.text == "<<":
+                self.refuse(key.at, "a merge key << is not allowed; write the keys out")
+            elif key.text in first:
+                self.refuse(
+                    key.at, f'duplicate key "{key.text}", first on line {first[key.text]}; remove one'
+                )
+            else:
+                first[key.text] = key.at.line
+                entries.append((key, value))
+        return Map(tuple(entries), at)
+
+    def _check_properties(
+        self, event: yaml.ScalarEvent | yaml.SequenceStartEvent | yaml.MappingStartEvent, at: Where
+    ) -> None:
+        if event.anchor:
+            self.refuse(at, f"anchor &{event.anchor} is not allowed; write the value out, or quote the text")
+        if event.tag:
+            self.refuse(at, f'tag "{event.tag}" is not allowed; remove it, every value is read as text')
+
+    def _check_characters(self, value: str, at: Where) -> None:
+        """Escapes in double quotes can write what the file itself may not contain."""
+        if found := _FORBIDDEN.search(value) or re.search("[\ud800-\udfff]", value):
+            self.refuse(at, f"character U+{ord(found[0]):04X} is not allowed in a value; remove the escape")
