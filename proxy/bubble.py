@@ -1,0 +1,178 @@
+"""What a program in a bubble sees: its own home, the system read-only, and nothing that speaks for the host.
+
+An allow-list: what is not named here is not there. Unix sockets cross network namespaces, so every place
+where a host keeps them (/run, /tmp, /var, /home, /dev) is a fresh one. Says it as bubblewrap arguments;
+starts nothing (see run). Knows no daemon and no policy.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxy import ipc, namespaces, sandbox
+
+SYSTEM_DIRECTORIES = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/libx32",
+    "/lib64",
+    "/etc",
+    "/opt",
+    "/nix",
+    "/gnu",
+)
+# Of the caller's environment only these go in; the rest names sockets, agents and secrets of the host.
+KEPT_VARIABLES = ("TERM", "COLORTERM", "LANG", "LANGUAGE", "TZ", "SHELL", "USER", "LOGNAME", "NO_COLOR")
+# Keys of the machine and of zonegate, which a bubble of root could read.
+HIDDEN_DIRECTORIES = (
+    "/etc/zonegate",
+    "/etc/ssl/private",
+    "/etc/ssh",
+    "/etc/NetworkManager",
+    "/etc/wireguard",
+)
+HIDDEN_FILES = ("/etc/shadow", "/etc/gshadow", "/etc/shadow-", "/etc/gshadow-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What the caller asked for. `share` are paths of the host, writable in the bubble."""
+
+    zone: str
+    uid: int
+    gid: int
+    home: Path
+    zone_home: Path
+    command: Sequence[str]
+    share: Sequence[Path] = ()
+    share_home: bool = False
+    x11: bool = False
+    variables: Mapping[str, str]
+
+
+def files(view: View) -> dict[str, str]:
+    """The files of /etc that a bubble has of its own."""
+    return {
+        "/etc/resolv.conf": f"nameserver {namespaces.OWN_V4}\noptions timeout:3 attempts:2\n",
+        "/etc/hosts": f"127.0.0.1 localhost {view.zone}\n::1 localhost ip6-localhost\n",
+        "/etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
+        "networks: files\nprotocols: files\nservices: files\nethers: files\nrpc: files\n",
+        "/etc/passwd": _passwd(view.uid, view.home),
+    }
+
+
+def _passwd(uid: int, home: Path) -> str:
+    """The machine's users, and the caller, who may be known to a directory service only."""
+    text = Path("/etc/passwd").read_text(errors="replace")
+    if any(line.split(":")[2:3] == [str(uid)] for line in text.splitlines()):
+        return text
+    try:
+        user = pwd.getpwuid(uid)
+        line = f"{user.pw_name}:x:{uid}:{user.pw_gid}::{home}:{user.pw_shell}"
+    except KeyError:
+        line = f"user:x:{uid}:{uid}::{home}:/bin/sh"
+    return f"{text.rstrip()}\n{line}\n"
+
+
+def arguments(view: View, seccomp_fd: int, info_fd: int) -> tuple[list[str], list[int]]:
+    """The bubblewrap command of a view, and the descriptors that it reads (beside the two given)."""
+    fds: list[int] = []
+    told = [
+        "bwrap", "--unshare-user", "--uid", str(view.uid), "--gid", str(view.gid),
+        "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
+        "--cap-drop", "ALL", "--die-with-parent", "--hostname", view.zone,
+    ]  # fmt: skip
+    told += _system()
+    for path, content in files(view).items():
+        if Path(path).exists():
+            fd = ipc.memory_file("etc", content.encode())
+            fds.append(fd)
+            told += ["--ro-bind-data", str(fd), os.path.realpath(path)]
+    told += _hidden(fds)
+    told += _home(view)
+    told += _display(view)
+    for shared in view.share:
+        told += ["--bind", str(shared), str(shared)]
+    told += _environment(view)
+    told += ["--remount-ro", "/", "--info-fd", str(info_fd), "--seccomp", str(seccomp_fd), "--", *view.command]
+    return told, fds
+
+
+def _system() -> list[str]:
+    told: list[str] = []
+    for directory in map(Path, SYSTEM_DIRECTORIES):
+        if directory.is_symlink():
+            told += ["--symlink", str(directory.readlink()), str(directory)]
+        elif directory.is_dir():
+            told += ["--ro-bind", str(directory), str(directory)]
+    told += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp"]
+    told += ["--tmpfs", "/run", "--tmpfs", "/var", "--perms", "1777", "--dir", "/var/tmp"]
+    return [*told, "--symlink", "/run", "/var/run", "--symlink", "/run/lock", "/var/lock"]
+
+
+def _hidden(fds: list[int]) -> list[str]:
+    told: list[str] = []
+    for directory in HIDDEN_DIRECTORIES:
+        if Path(directory).is_dir():
+            told += ["--tmpfs", directory]
+    for file in HIDDEN_FILES:
+        if Path(file).exists():
+            fds.append(ipc.memory_file("hidden", b""))
+            told += ["--ro-bind-data", str(fds[-1]), file]
+    return told
+
+
+def _home(view: View) -> list[str]:
+    source = view.home if view.share_home else view.zone_home
+    return ["--bind", str(source), str(view.home), "--chdir", _directory(view)]
+
+
+def _directory(view: View) -> str:
+    """The caller's directory where the bubble has it, else the home."""
+    here = Path.cwd()
+    visible = [*view.share, *([view.home] if view.share_home else [])]
+    return str(here if any(here.is_relative_to(path) for path in visible) else view.home)
+
+
+def _runtime(view: View) -> str:
+    return f"/run/user/{view.uid}"
+
+
+def _display(view: View) -> list[str]:
+    """The Wayland display, if there is one; X11 only when asked for: its clients can watch each other."""
+    told = ["--perms", "0700", "--dir", _runtime(view)]
+    wayland = view.variables.get("WAYLAND_DISPLAY", "")
+    socket = Path(view.variables.get("XDG_RUNTIME_DIR", "/nonexistent")) / (wayland or "nonexistent")
+    if wayland and socket.is_socket():
+        inside = f"{_runtime(view)}/wayland-0"
+        told += ["--ro-bind", str(socket), inside, "--setenv", "WAYLAND_DISPLAY", "wayland-0"]
+    display = view.variables.get("DISPLAY", "")
+    if view.x11 and display:
+        told += ["--ro-bind-try", "/tmp/.X11-unix", "/tmp/.X11-unix", "--setenv", "DISPLAY", display]
+        authority = view.variables.get("XAUTHORITY", str(view.home / ".Xauthority"))
+        told += ["--ro-bind-try", authority, f"{_runtime(view)}/xauthority"]
+        told += ["--setenv", "XAUTHORITY", f"{_runtime(view)}/xauthority"]
+    return told
+
+
+def _environment(view: View) -> list[str]:
+    told = ["--clearenv"]
+    for name, value in view.variables.items():
+        if name in KEPT_VARIABLES or name.startswith("LC_"):
+            told += ["--setenv", name, value]
+    own = {
+        "HOME": str(view.home),
+        "PATH": sandbox.SYSTEM_PATH,
+        "XDG_RUNTIME_DIR": _runtime(view),
+        "ZONEGATE_ZONE": view.zone,
+    }
+    for name, value in own.items():
+        told += ["--setenv", name, value]
+    return told

@@ -1,0 +1,215 @@
+"""The site file: which zones there are, through which tunnels they leave, and who may enter them.
+
+Reads values and refuses what is wrong with all problems at once; opens no file but the one it is given
+(keys and policy are read by the supervisor). Knows no process and no flow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxy.addresses import parse_host
+from proxy.flow import IPAddress
+from proxy.policy.reading import Reading, did_you_mean
+from proxy.policy.source import Node, Scalar
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_PIN = re.compile(r"sha256:[A-Za-z0-9+/]{43}=")
+_PERSON = re.compile(r"[@]?[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\$?|#[0-9]{1,10}|\*")
+MAX_FLOWS, MAX_NAMES = 16_384, 4_096
+
+type _ReadNamed[T] = Callable[[str, Node], T | None]
+
+_TOP = ("zonegate", "policy", "run", "state", "zones", "tunnels", "people", "limits")
+_TUNNEL = ("kind", "gateway", "server_name", "ca", "pins", "certificate", "key", "judges_addresses")
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """One mtls tunnel. Paths are as the file says them, relative to the file."""
+
+    name: str
+    host: str | IPAddress
+    port: int
+    server_name: str
+    ca: Path
+    pins: tuple[str, ...]
+    certificate: Path
+    key: Path
+    judges_addresses: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """One zone: its tunnels in the order in which they are tried, and whether its flows are recorded.
+
+    `counted_only` is for a personal zone: its flows are counted and not logged.
+    """
+
+    name: str
+    tunnels: tuple[str, ...]
+    counted_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A row of the table of who may enter what: `who` is a login name, `#uid`, `@group` or `*`."""
+
+    who: str
+    zones: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A site file that was read. `run` and `state` are None where the file leaves them to the default."""
+
+    file: Path
+    policy: Path
+    run: Path | None
+    state: Path | None
+    zones: Mapping[str, Zone]
+    tunnels: Mapping[str, Tunnel]
+    people: tuple[Person, ...]
+    max_flows: int
+    max_names: int
+
+    def may_enter(self, zone: str, uid: int, login: str, groups: Sequence[str]) -> tuple[str, ...] | None:
+        """The policy's groups of a user in a zone, None where no row lets that user in."""
+        names = {login, f"#{uid}", "*", *(f"@{group}" for group in groups)}
+        rows = [person for person in self.people if person.who in names]
+        if not any(zone in person.zones for person in rows):
+            return None
+        return tuple(sorted({group for person in rows for group in person.groups}))
+
+
+def read_site(text: bytes, file: Path) -> Site:
+    """The site of a file's text. Raises Problems with everything that is wrong with it."""
+    reading = Reading(text, str(file))
+    site = _Reader(reading, file).site()
+    reading.finish()
+    assert site is not None
+    return site
+
+
+class _Reader:
+    """Reads one site file; what it cannot read it reports and leaves out."""
+
+    def __init__(self, reading: Reading, file: Path) -> None:
+        self._reading, self._file = reading, file
+
+    def site(self) -> Site | None:
+        reading = self._reading
+        top = reading.mapping(
+            reading.root, "the site file", _TOP, ("zonegate", "policy", "zones", "tunnels", "people")
+        )
+        if "zonegate" in top:
+            reading.choice(top["zonegate"], "the version of the site file", ("1",))
+        tunnels = self._named(top.get("tunnels"), "tunnel", self._tunnel)
+        zones = self._named(top.get("zones"), "zone", lambda name, node: self._zone(name, node, tunnels))
+        people = [
+            self._person(key.text, node, zones)
+            for key, node in (reading.entries(top["people"], "people") if "people" in top else ())
+            if self._is_person(key)
+        ]
+        limits = reading.mapping(top["limits"], "limits", ("flows", "names")) if "limits" in top else {}
+        policy = self._path(top.get("policy"), "policy")
+        return policy and Site(
+            self._file,
+            policy,
+            self._path(top.get("run"), "run"),
+            self._path(top.get("state"), "state"),
+            zones,
+            tunnels,
+            tuple(person for person in people if person),
+            self._limit(limits.get("flows"), "flows", MAX_FLOWS),
+            self._limit(limits.get("names"), "names", MAX_NAMES),
+        )
+
+    def _named[T](self, node: Node | None, what: str, read: _ReadNamed[T]) -> dict[str, T]:
+        found: dict[str, T] = {}
+        for key, value in self._reading.entries(node, f"{what}s") if node is not None else ():
+            if not _NAME.fullmatch(key.text):
+                self._reading.problem(
+                    key, f'"{key.text}" is no name of a {what}; use a-z, 0-9 and -, at most 32'
+                )
+            elif (one := read(key.text, value)) is not None:
+                found[key.text] = one
+        return found
+
+    def _tunnel(self, name: str, node: Node) -> Tunnel | None:
+        reading, what = self._reading, f'tunnel "{name}"'
+        keys = reading.mapping(node, what, _TUNNEL, ("kind", "gateway", "ca", "pins", "certificate", "key"))
+        if "kind" in keys:
+            reading.choice(keys["kind"], f"kind of {what}", ("mtls",))
+        gateway = (
+            reading.parsed(keys["gateway"], f"gateway of {what}", _gateway) if "gateway" in keys else None
+        )
+        paths = [self._path(keys.get(key), f"{key} of {what}") for key in ("ca", "certificate", "key")]
+        pins = self._pins(keys.get("pins"), what)
+        server_name = reading.text(keys["server_name"], "server_name") if "server_name" in keys else None
+        trusted = "judges_addresses" in keys and reading.boolean(keys["judges_addresses"], "judges_addresses")
+        ca, certificate, key = paths
+        if gateway is None or ca is None or certificate is None or key is None:
+            return None
+        host, port = gateway
+        return Tunnel(
+            name, host, port, server_name or str(host), ca, pins, certificate, key, trusted or False
+        )
+
+    def _pins(self, node: Node | None, what: str) -> tuple[str, ...]:
+        words = self._reading.words(node, f"pins of {what}") if node is not None else ()
+        for word in words:
+            if not _PIN.fullmatch(word.text):
+                self._reading.problem(
+                    word, f'"{word.text}" is no pin; write sha256: and the base64 of the SPKI\'s SHA-256'
+                )
+        return tuple(word.text for word in words)
+
+    def _zone(self, name: str, node: Node, tunnels: Mapping[str, Tunnel]) -> Zone | None:
+        reading, what = self._reading, f'zone "{name}"'
+        keys = reading.mapping(node, what, ("tunnels", "audit"), ("tunnels",))
+        listed = reading.words(keys["tunnels"], f"tunnels of {what}") if "tunnels" in keys else ()
+        for word in listed:
+            if word.text not in tunnels:
+                cure = did_you_mean(word.text, tunnels) or "; name it under tunnels"
+                reading.problem(word, f'"{word.text}" is not a tunnel of this file{cure}')
+        audit = (
+            reading.choice(keys["audit"], f"audit of {what}", ("flows", "counts")) if "audit" in keys else ""
+        )
+        return Zone(name, tuple(word.text for word in listed), audit == "counts")
+
+    def _is_person(self, key: Scalar) -> bool:
+        if _PERSON.fullmatch(key.text):
+            return True
+        self._reading.problem(key, f'"{key.text}" is nobody; write a login name, "#uid", "@group" or "*"')
+        return False
+
+    def _person(self, who: str, node: Node, zones: Mapping[str, Zone]) -> Person | None:
+        reading, what = self._reading, f'person "{who}"'
+        keys = reading.mapping(node, what, ("zones", "groups"), ("zones",))
+        listed = reading.words(keys["zones"], f"zones of {what}") if "zones" in keys else ()
+        for word in listed:
+            if word.text not in zones:
+                cure = did_you_mean(word.text, zones) or "; name it under zones"
+                reading.problem(word, f'"{word.text}" is not a zone of this file{cure}')
+        groups = reading.texts(keys["groups"], f"groups of {what}") if "groups" in keys else ()
+        return Person(who, tuple(word.text for word in listed), groups)
+
+    def _path(self, node: Node | None, what: str) -> Path | None:
+        text = self._reading.text(node, what) if node is not None else None
+        return self._file.parent / text if text else None
+
+    def _limit(self, node: Node | None, what: str, most: int) -> int:
+        return (self._reading.integer(node, what, 1, most) if node is not None else most) or most
+
+
+def _gateway(text: str) -> tuple[str | IPAddress, int]:
+    """`host:port`, the host a name or an address (IPv6 in brackets)."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f'"{text}" needs a port; write host:port, such as gw.corp.example:8443')
+    return parse_host(host.removeprefix("[").removesuffix("]") if host.startswith("[") else host), int(port)

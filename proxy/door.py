@@ -1,0 +1,29 @@
+"""The door: enters one zone's namespace, opens the gate's ears there, hands them over and ends.
+
+Run by the supervisor for each bubble (and again for each new worker), so that nobody else ever holds
+the ears: the giver of a socket shares its status flags and could make an accept hang.
+Standard library only. Arguments: descriptors of the link, the user namespace and the network namespace.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from proxy import ipc, namespaces
+from proxy.messages import Opened
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Answer Opened with the listeners, or with the trouble in one line."""
+    link_fd, user_fd, net_fd = (int(argument) for argument in arguments)
+    link = socket.socket(fileno=link_fd)
+    try:
+        namespaces.enter(user_fd, net_fd)
+        if not namespaces.only_loopback():
+            raise OSError("it has another device than lo, so it could be left by another way")
+        listeners = namespaces.open_listeners()
+    except OSError as error:
+        ipc.send(link, Opened(f"the namespace of the bubble cannot be served: {error}"))
+    else:
+        ipc.send(link, Opened(""), [listener.fileno() for listener in listeners])

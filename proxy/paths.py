@@ -1,0 +1,48 @@
+"""Where things lie: the daemon's socket and state, a user's homes inside zones.
+
+Root's daemon serves the machine and lies in the system's places; an ordinary user's serves that user
+and lies in that user's. Reads the environment, opens nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+SYSTEM_RUN, SYSTEM_STATE = Path("/run/zonegate"), Path("/var/lib/zonegate")
+SOCKET = "admin.sock"
+
+
+def run_directory(uid: int, environment: Mapping[str, str]) -> Path:
+    """Where a daemon of this user keeps its socket: gone at the next boot."""
+    if uid == 0:
+        return SYSTEM_RUN
+    runtime = environment.get("XDG_RUNTIME_DIR", "")
+    return Path(runtime) / "zonegate" if runtime else Path(f"/tmp/zonegate-{uid}")
+
+
+def state_directory(uid: int, environment: Mapping[str, str]) -> Path:
+    """Where a daemon of this user keeps what outlives it: names, audit."""
+    if uid == 0:
+        return SYSTEM_STATE
+    return Path(environment.get("XDG_STATE_HOME") or _home(environment) / ".local/state") / "zonegate"
+
+
+def zone_home(zone: str, environment: Mapping[str, str]) -> Path:
+    """The home directory that this user's programs have in a zone; kept between bubbles."""
+    data = Path(environment.get("XDG_DATA_HOME") or _home(environment) / ".local/share")
+    return data / "zonegate" / "zones" / zone / "home"
+
+
+def admin_sockets(uid: int, environment: Mapping[str, str]) -> list[Path]:
+    """Where a command looks for its daemon: where it was told, or the user's own place, then the system's."""
+    told = environment.get("ZONEGATE_SOCKET", "")
+    if told:
+        return [Path(told)]
+    own = run_directory(uid, environment) / SOCKET
+    system = SYSTEM_RUN / SOCKET
+    return [own] if own == system else [own, system]
+
+
+def _home(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("HOME") or Path.home())
