@@ -117,7 +117,9 @@ class _Reader:
         ]
         limits = reading.mapping(top["limits"], "limits", ("flows", "names")) if "limits" in top else {}
         policy = self._path(top.get("policy"), "policy")
-        return policy and Site(
+        if policy is None:
+            return None
+        return Site(
             self._file,
             policy,
             self._path(top.get("run"), "run"),
