@@ -10,7 +10,6 @@ page cache survives every process, and a crash of the machine ends the bubbles t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
+from proxy.addresses import parse_name
 from proxy.flow import Because, IPAddress, Origin, Refusal
 from proxy.journal import Boot, Gone, Journal, Rest, Row, Told
 
@@ -27,18 +27,18 @@ POOL_SIZE = POOL_V4.num_addresses
 FIRST_OFFSET = 256  # below it: kept for the gate's own addresses, should it need any
 
 _BASE_V4, _BASE_V6 = int(POOL_V4.network_address), int(POOL_V6.network_address)
-_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _BUBBLE_MAX = 128
 
 
 class NameFault(StrEnum):
-    """Why a name has no address: the id of the refusal's `because`."""
+    """Why a name has no address, or an address no name: the id of the refusal's `because`."""
 
     JOURNAL = "names-journal"
     INVALID = "names-invalid"
     QUOTA = "names-quota"
     EXHAUSTED = "names-exhausted"
     UNREACHABLE = "names-unreachable"
+    UNKNOWN = "names-unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Allocator:
         offset = self._offsets.get(name)
         if offset is not None and bubble in self._slots[offset].bubbles:
             return Synthetic.at(offset)
-        if not _NAME.fullmatch(name) or not 0 < len(bubble) <= _BUBBLE_MAX:
+        if not _is_canonical(name) or not 0 < len(bubble) <= _BUBBLE_MAX:
             return _refusal(NameFault.INVALID, "not a host name")
         if len(self._told.get(bubble, ())) >= self._quota:
             return _refusal(
@@ -230,6 +230,13 @@ class Allocator:
     def _compact(self) -> None:
         with suppress(OSError):  # a full disk: the old journal is whole and stays in use
             self._journal.compact(self._rows())
+
+
+def _is_canonical(name: str) -> bool:
+    try:
+        return parse_name(name) == name
+    except ValueError:
+        return False
 
 
 def _refusal(fault: NameFault, text: str, cure: str = "") -> Refusal:
