@@ -201,7 +201,8 @@ class Judgement:
 
     `verdict` None is a residual: `waits_for` names the attributes still unknown, `in_play` the rules
     and guards they could still decide, and `stage` the first stage that knows one of them.
-    `trace` is a line for each rule or guard considered, in order, for people.
+    `reports` are what rules in report mode would have said. `trace` is a line for each rule or guard
+    considered, in order, for people; it is made only when asked for.
     """
 
     verdict: Verdict | None
@@ -210,4 +211,5 @@ class Judgement:
     stage: Stage = Stage.ACCEPT
     in_play: tuple[Because, ...] = ()
     budgets: tuple[Budget, ...] = ()
+    reports: tuple[str, ...] = ()
     trace: tuple[str, ...] = field(default=(), compare=False)

@@ -1,0 +1,160 @@
+"""The one judge: a compiled policy, a flow and a candidate tunnel in, a judgement out.
+
+The daemon, `explain`, the tests of policies and the proofs all ask this and nothing else. It is pure: the
+time is a fact of the flow, and what a rule does not state is blocked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from hashlib import sha256
+
+from proxy.addresses import IPNetwork
+from proxy.flow import (
+    NEVER,
+    Flow,
+    Judgement,
+    Missing,
+    Origin,
+    TunnelFact,
+    TunnelState,
+    Verdict,
+)
+from proxy.policy import trace as tracing
+from proxy.policy.compile import NO_ADDRESS, NO_TUNNEL, compile_model, gate_outcome
+from proxy.policy.model import App, Model, Posture
+from proxy.policy.residual import builtin, judge_partly
+from proxy.policy.windows import next_edge
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of a flow over all candidates: the judgement that counts and its tunnel.
+
+    `verdict` None is a residual for `tunnel`, the first candidate that is not refused. Of a block,
+    `tunnel` is the candidate that came closest, None where the zone has none.
+    """
+
+    verdict: Verdict | None
+    judgement: Judgement
+    tunnel: TunnelFact | None = None
+
+
+class Policy:
+    """A policy in force."""
+
+    def __init__(self, model: Model, text: bytes, own: Iterable[IPNetwork] = ()) -> None:
+        self.model = model
+        self.hash = sha256(text).hexdigest()
+        self._tables = compile_model(model, own)
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def zones(self) -> tuple[str, ...]:
+        return self.model.zones
+
+    @property
+    def apps(self) -> tuple[App, ...]:
+        """The catalogue that a person is shown."""
+        return self.model.apps
+
+    @property
+    def postures(self) -> tuple[Posture, ...]:
+        return self.model.postures
+
+    def judge(self, flow: Flow, tunnel: TunnelFact | None, *, trace: bool = False) -> Judgement:
+        """What the policy says of a flow for one candidate tunnel, None where its zone has no tunnel.
+
+        Raises ValueError for a flow whose time has no time zone.
+        """
+        judgement = self._judge(flow, tunnel)
+        if self._tables.reports:
+            found = tuple(tracing.reports(self._tables, flow, tunnel))
+            judgement = replace(judgement, reports=found) if found else judgement
+        if trace:
+            judgement = replace(judgement, trace=tuple(tracing.trace(self._tables, flow, tunnel)))
+        return judgement
+
+    def _judge(self, flow: Flow, tunnel: TunnelFact | None) -> Judgement:
+        tables = self._tables
+        name = flow.name
+        if not isinstance(name, str) and (name is not NEVER or flow.address is NEVER):
+            return NO_ADDRESS.judgement
+        bits = tables.full
+        for dimension in tables.always:
+            bits &= dimension.look(flow, tunnel)
+        pending = []
+        for later in tables.later:
+            found = later.look(flow, tunnel)
+            if found is None:
+                pending.append(later)
+            else:
+                bits &= found
+        if pending or (isinstance(flow.address, Missing) and flow.address is not NEVER):
+            return judge_partly(tables, flow, tunnel, bits, pending)
+        return builtin(tables, flow, tables.decide(bits, tunnel)).judgement
+
+    def decide(self, flow: Flow, candidates: Sequence[TunnelFact], *, trace: bool = False) -> Decision:
+        """The first candidate, in the zone's order, that admits the flow or may yet.
+
+        A tunnel that is not attested admits nothing, whatever the rules say. Where all refuse, the
+        refusal that says most: of the tunnel that came furthest.
+        """
+        refused: list[Decision] = []
+        for tunnel in candidates or (None,):
+            judgement = self.judge(flow, tunnel, trace=trace)
+            if judgement.verdict is Verdict.TUNNEL or (
+                judgement.verdict is None and not self._may_go_direct(flow.zone)
+            ):
+                judgement = _through(tunnel, judgement)
+            if judgement.verdict is not Verdict.BLOCK:
+                return Decision(judgement.verdict, judgement, tunnel)
+            refused.append(Decision(Verdict.BLOCK, judgement, tunnel))
+        return max(refused, key=_tells)
+
+    def _may_go_direct(self, zone: str) -> bool:
+        rules = (rule for rule in self._tables.rules if rule.verdict is Verdict.DIRECT)
+        return any(rule.match.zone is None or zone in rule.match.zone for rule in rules)
+
+    def next_edge(self, at: datetime) -> datetime | None:
+        """The next instant at which a window opens or closes or a rule expires; None if never."""
+        model = self.model
+        expiries = [r.expires for r in model.rules if r.expires and r.verdict is not Verdict.BLOCK]
+        return next_edge(model.windows, expiries, model.timezone, at)
+
+    def needs_addresses(self, zone: str) -> bool:
+        """Whether a named flow of the zone can be decided by its address: rules for networks that block."""
+        blocking = [guard.match for guard in self._tables.guards]
+        blocking += [rule.match for rule in self._tables.rules if rule.verdict is Verdict.BLOCK]
+        return any(
+            match.to is not None and match.to.networks and (match.zone is None or zone in match.zone)
+            for match in blocking
+        )
+
+
+def load_model(model: Model, text: bytes = b"", own: Iterable[IPNetwork] = ()) -> Policy:
+    """A policy of a model that was made or changed in memory."""
+    return Policy(model, text, own)
+
+
+def _through(tunnel: TunnelFact | None, judgement: Judgement) -> Judgement:
+    """A judgement that would use the tunnel, blocked where the tunnel cannot be used."""
+    if tunnel is None:
+        return judgement if judgement.verdict is None else NO_TUNNEL.judgement
+    if tunnel.state is TunnelState.ATTESTED:
+        return judgement
+    text = f"tunnel {tunnel.name} is {tunnel.state}, not attested"
+    blocked = gate_outcome("not-attested", text).judgement
+    return replace(blocked, trace=judgement.trace, reports=judgement.reports)
+
+
+def _tells(decision: Decision) -> tuple[bool, bool]:
+    """How much a refusal tells: an attested tunnel's more than a down one's, a rule's more than none."""
+    attested = decision.tunnel is not None and decision.tunnel.state is TunnelState.ATTESTED
+    origin = decision.judgement.because.origin
+    return attested, origin is not Origin.DEFAULT and decision.judgement.because.id != "via"

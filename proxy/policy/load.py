@@ -1,0 +1,384 @@
+"""From the tree of a file to a model: every key checked, every word typed, every problem collected.
+
+Pure but for the time zone, whose rules the standard library reads from the system's tables.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+from proxy.flow import Protocol, Transfer, Verdict
+from proxy.policy import grammar
+from proxy.policy.model import (
+    RESERVED_IDS,
+    TUNNEL_STATES,
+    App,
+    Destination,
+    Guard,
+    Match,
+    Mode,
+    Model,
+    Posture,
+    Rule,
+    To,
+    Window,
+)
+from proxy.policy.reading import Reading, did_you_mean
+from proxy.policy.source import Map, Node, Scalar
+from proxy.policy.values import (
+    ID,
+    MEDIA,
+    NAME,
+    TOKEN,
+    domain_matches,
+    looks_like_network,
+    merge_spans,
+    parse_condition,
+    parse_date,
+    parse_domain,
+    parse_network,
+    parse_path,
+    parse_port,
+    parse_size_test,
+    parse_window,
+)
+
+_VERDICTS = {"block": Verdict.BLOCK, "tunnel": Verdict.TUNNEL, "direct": Verdict.DIRECT}
+
+
+def read_model(text: bytes, filename: str) -> Model:
+    """The model of a policy file. Raises Problems with all that is wrong with it."""
+    reading = Reading(text, filename)
+    model = _Loader(reading).model()
+    reading.finish()
+    assert model is not None
+    return model
+
+
+class _Loader:
+    """What has been defined so far, while the file is read from the top."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.r = reading
+        self.zones: tuple[str, ...] = ()
+        self.groups: tuple[str, ...] = ()
+        self.tunnels: tuple[str, ...] | None = None
+        self.postures: dict[str, Posture] = {}
+        self.destinations: dict[str, Destination] = {}
+        self.windows: dict[str, Window] = {}
+        self.apps: dict[str, App] = {}
+        self.inline: dict[str, Destination] = {}
+        self.ids: dict[str, int] = {}
+
+    def model(self) -> Model | None:
+        r = self.r
+        top = r.mapping(r.root, "the policy", grammar.POLICY, grammar.required(grammar.POLICY))
+        if version := top.get("policy"):
+            r.choice(version, "the version of the language", ("1",))
+        name = self._name(top["name"], "the policy's name") if "name" in top else None
+        timezone = self._timezone(top.get("timezone"))
+        if define := top.get("define"):
+            self._define(define)
+        if apps := top.get("apps"):
+            self._apps(apps)
+        guards = [self._guard(node) for node in self._list(top, "guards")]
+        rules = [self._rule(node) for node in self._list(top, "rules")]
+        if r.problems or name is None or timezone is None:
+            return None
+        return Model(
+            name=name,
+            timezone=timezone,
+            zones=self.zones,
+            groups=self.groups,
+            tunnels=self.tunnels or (),
+            postures=tuple(self.postures.values()),
+            destinations=(*self.destinations.values(), *self.inline.values()),
+            windows=tuple(self.windows.values()),
+            apps=tuple(self.apps.values()),
+            guards=tuple(guard for guard in guards if guard),
+            rules=tuple(rule for rule in rules if rule),
+        )
+
+    def _list(self, top: dict[str, Node], key: str) -> tuple[Node, ...]:
+        return self.r.items(top[key], f'"{key}"') if key in top else ()
+
+    def _name(self, node: Node, what: str) -> str | None:
+        word = self.r.word(node, what)
+        if word and not NAME.fullmatch(word.text):
+            self.r.problem(
+                word, f'{what} "{word.text}" has other than letters, digits and _ . @ + -; rename it'
+            )
+        return word.text if word else None
+
+    def _names(self, node: Node, what: str) -> tuple[str, ...]:
+        return tuple(word.text for word in self.r.words(node, what) if self._name(word, what))
+
+    def _timezone(self, node: Node | None) -> ZoneInfo | None:
+        word = self.r.word(node, "the time zone") if node else None
+        if node and not word:
+            return None
+        try:
+            return ZoneInfo(word.text if word else "UTC")
+        except (ValueError, OSError):  # a key that is no path or not in the tables; ZoneInfoNotFoundError
+            pass
+        except KeyError:
+            pass
+        assert word
+        self.r.problem(word, f'"{word.text}" is not a time zone; write it as in Europe/Berlin')
+        return None
+
+    def _define(self, node: Node) -> None:
+        found = self.r.mapping(node, '"define"', grammar.DEFINE, grammar.required(grammar.DEFINE))
+        if "zones" in found:
+            self.zones = self._names(found["zones"], "a zone")
+        if "groups" in found:
+            self.groups = self._names(found["groups"], "a group")
+        if "tunnels" in found:
+            self.tunnels = self._names(found["tunnels"], "a tunnel")
+            for word in self.r.words(found["tunnels"], "a tunnel"):
+                self._tunnel(word)
+        for key, value in self._entries(found, "postures", "a posture"):
+            self.postures[key.text] = self._posture(key, value)
+        for key, value in self._entries(found, "destinations", "a destination"):
+            if "." in key.text:
+                self.r.problem(key, f'destination "{key.text}" reads as a domain; name it without a dot')
+            to = self._to(value, f'destination "{key.text}"', names_known=False)
+            self.destinations[key.text] = Destination(key.text, to, key.at)
+        for key, value in self._entries(found, "windows", "a window"):
+            spans = [
+                span
+                for word in self.r.words(value, f'window "{key.text}"')
+                for span in self.r.parsed(word, "window", parse_window) or ()
+            ]
+            self.windows[key.text] = Window(key.text, merge_spans(spans), key.at)
+
+    def _entries(self, found: dict[str, Node], key: str, what: str) -> tuple[tuple[Scalar, Node], ...]:
+        if key not in found:
+            return ()
+        entries = self.r.entries(found[key], f'"{key}"')
+        return tuple((name, value) for name, value in entries if self._name(name, what))
+
+    def _posture(self, key: Scalar, value: Node) -> Posture:
+        what = f'posture "{key.text}"'
+        needs = []
+        for fact, node in self.r.entries(value, what):
+            need = self.r.parsed(node, what, lambda text, fact=fact: parse_condition(fact.text, text))  # type: ignore[misc]  # a default of a lambda is not inferred
+            if need:
+                needs.append(need)
+        if isinstance(value, Map) and not value.entries:
+            self.r.problem(value, f"{what} needs nothing and any device would meet it; write what it needs")
+        return Posture(key.text, tuple(needs), key.at)
+
+    def _apps(self, node: Node) -> None:
+        for key, value in self.r.entries(node, '"apps"'):
+            what = f'app "{key.text}"'
+            found = self.r.mapping(value, what, grammar.APP, grammar.required(grammar.APP))
+            if not self._name(key, "an app") or len(found) < len(grammar.APP):
+                continue
+            to = self._to(found["to"], what)
+            title, url = self.r.text(found["title"], f"title of {what}"), self.r.text(found["url"], what)
+            if url and not _leads_to(url, to):
+                self.r.problem(
+                    found["url"], f'{what} opens "{url}", which its "to" does not hold; correct one'
+                )
+            named = self.destinations.get(key.text)
+            if named and named.to != to:
+                self.r.problem(key, f'{what} and destination "{key.text}" differ; rename one of them')
+            self.apps[key.text] = App(key.text, title or "", url or "", to, key.at)
+
+    def _to(self, node: Node, what: str, *, names_known: bool = True) -> To:
+        names: dict[str, None] = {}
+        networks: dict[Any, None] = {}
+        words = self.r.words(node, what)
+        for word in words:
+            defined = self.destinations.get(word.text) or self.apps.get(word.text) if names_known else None
+            to = defined.to if defined else self._place(word, names_known)
+            if len(words) == 1:
+                return to
+            names.update(dict.fromkeys(to.names))
+            networks.update(dict.fromkeys(to.networks))
+        return To(tuple(names), tuple(networks))
+
+    def _place(self, word: Scalar, names_known: bool) -> To:
+        """A domain or network that is written out; remembered, since rebinding is judged by it."""
+        try:
+            if looks_like_network(word.text):
+                to = To((), (parse_network(word.text),))
+            elif "." in word.text or "*" in word.text:
+                to = To((parse_domain(word.text),), ())
+            else:
+                known = (*self.destinations, *self.apps) if names_known else ()
+                kinds = "a destination, a domain or a CIDR" if names_known else "a domain or a CIDR"
+                cure = did_you_mean(word.text, known) or "; define it, or write the whole name"
+                raise ValueError(f'"{word.text}" is not {kinds}{cure}')
+        except ValueError as error:
+            self.r.problem(word, str(error))
+            return To()
+        if names_known:
+            self.inline.setdefault(word.text, Destination(word.text, to, word.at))
+        return to
+
+    def _entry(self, node: Node, kind: str, keys: grammar.Table) -> tuple[str, dict[str, Node]] | None:
+        """The id and the values of a rule or guard; None where it is of no use."""
+        given = node.get("id") if isinstance(node, Map) else None
+        label = f'{kind} "{given.text}"' if isinstance(given, Scalar) else kind
+        found = self.r.mapping(node, label, keys, grammar.required(keys))
+        word = self.r.word(found["id"], f"the id of a {kind}") if "id" in found else None
+        if word is None:
+            return None
+        if not ID.fullmatch(word.text):
+            self.r.problem(word, f'id "{word.text}" has other than lower case, digits and . _ -; rename it')
+        elif word.text in RESERVED_IDS:
+            self.r.problem(word, f'id "{word.text}" is a built-in reason; choose another')
+        elif word.text in self.ids:
+            self.r.problem(word, f'id "{word.text}" is taken on line {self.ids[word.text]}; choose another')
+        self.ids.setdefault(word.text, word.at.line)
+        return label, found
+
+    def _guard(self, node: Node) -> Guard | None:
+        entry = self._entry(node, "guard", grammar.GUARD)
+        if entry is None:
+            return None
+        label, found = entry
+        at_most = self._verdict(found.get("at_most"), "at_most", ("block", "tunnel"))
+        match = self._match(found.get("match"), f"match of {label}")
+        unless = self._match(found["unless"], f"unless of {label}") if "unless" in found else None
+        if unless == Match():
+            self.r.problem(
+                found["unless"], f"unless of {label} holds always, so the guard never bites; remove it"
+            )
+        if at_most is None or match is None:
+            return None
+        return Guard(**self._common(node, label, found, match), unless=unless, at_most=at_most)
+
+    def _rule(self, node: Node) -> Rule | None:
+        entry = self._entry(node, "rule", grammar.RULE)
+        if entry is None:
+            return None
+        label, found = entry
+        verdict = self._verdict(found.get("verdict"), "verdict", tuple(_VERDICTS))
+        match = self._match(found.get("match"), f"match of {label}")
+        via = self._names(found["via"], f"via of {label}") if "via" in found else None
+        for word in self.r.words(found["via"], f"via of {label}") if "via" in found else ():
+            self._tunnel(word, name_only=True)
+        mode = self.r.choice(found["mode"], "mode", ("enforce", "report")) if "mode" in found else "enforce"
+        if via is not None and verdict in (Verdict.BLOCK, Verdict.DIRECT):
+            self.r.problem(found["via"], f"{label} has via and no tunnel verdict; remove via or write tunnel")
+        if verdict is None or match is None or mode is None:
+            return None
+        return Rule(**self._common(node, label, found, match), verdict=verdict, via=via, mode=Mode(mode))
+
+    def _common(self, node: Node, label: str, found: dict[str, Node], match: Match) -> dict[str, Any]:
+        because = self.r.text(found["because"], f"because of {label}") if "because" in found else ""
+        owner = self.r.text(found["owner"], f"owner of {label}") if "owner" in found else ""
+        expires = self.r.parsed(found["expires"], "expires", parse_date) if "expires" in found else None
+        return {
+            "id": self.r.text(found["id"], label),
+            "match": match,
+            "at": node.at,
+            "because": because,
+            "owner": owner,
+            "expires": expires,
+        }
+
+    def _verdict(self, node: Node | None, key: str, words: tuple[str, ...]) -> Verdict | None:
+        word = self.r.word(node, key) if node else None
+        if word is None or word.text in words:
+            return _VERDICTS[word.text] if word else None
+        *most, last = words
+        self.r.problem(word, f'{key} "{word.text}" is not a verdict; write {", ".join(most)} or {last}')
+        return None
+
+    def _match(self, node: Node | None, what: str) -> Match | None:
+        if node is None:
+            return None
+        found = self.r.mapping(node, what, grammar.MATCH)
+        values = {key: self._test(key, value, f"{key} in {what}") for key, value in found.items()}
+        return Match(**values)
+
+    def _test(self, key: str, node: Node, what: str) -> Any:
+        r = self.r
+        match key:
+            case "zone":
+                return self._known(node, what, "zone", self.zones)
+            case "group":
+                return self._known(node, what, "group", self.groups)
+            case "posture":
+                return self._known(node, what, "posture", self.postures)
+            case "window":
+                return self._known(node, what, "window", self.windows)
+            case "user" | "device":
+                return self._names(node, what)
+            case "to":
+                return self._to(node, what)
+            case "port":
+                return self._each(node, what, parse_port)
+            case "protocol":
+                return tuple(Protocol(text) for text in self._known(node, what, "protocol", tuple(Protocol)))
+            case "tunnel":
+                return tuple(word.text for word in r.words(node, what) if self._tunnel(word))
+            case "method":
+                return self._shaped(node, what, TOKEN, "a method; write it in capitals, such as GET")
+            case "path":
+                return self._each(node, what, parse_path)
+            case "content_type":
+                return self._shaped(
+                    node, what, MEDIA, "a media type; write it in lower case, as in text/html"
+                )
+            case "transfer":
+                return tuple(Transfer(text) for text in self._known(node, what, "transfer", tuple(Transfer)))
+            case "size":
+                return r.parsed(node, "size", parse_size_test)
+        raise AssertionError(f"{key} is in the table of keys and has no reader")
+
+    def _known(self, node: Node, what: str, kind: str, known: Iterable[str]) -> tuple[str, ...]:
+        words = []
+        for word in self.r.words(node, what):
+            if word.text in known:
+                words.append(word.text)
+            else:
+                cure = (
+                    did_you_mean(word.text, known)
+                    or f"; define it, or use one of {', '.join(known) or 'none'}"
+                )
+                self.r.problem(word, f'"{word.text}" is not a {kind} of this policy{cure}')
+        return tuple(words)
+
+    def _each[T](self, node: Node, what: str, parse: Callable[[str], T]) -> tuple[T, ...]:
+        values = (self.r.parsed(word, what.partition(" ")[0], parse) for word in self.r.words(node, what))
+        return tuple(value for value in values if value is not None)
+
+    def _shaped(self, node: Node, what: str, shape: re.Pattern[str], wanted: str) -> tuple[str, ...]:
+        words = self.r.words(node, what)
+        for word in words:
+            if not shape.fullmatch(word.text):
+                self.r.problem(word, f'"{word.text}" is not {wanted}')
+        return tuple(word.text for word in words)
+
+    def _tunnel(self, word: Scalar, *, name_only: bool = False) -> bool:
+        """Whether a word is good as a tunnel's name, or as a state where states may stand."""
+        if word.text in TUNNEL_STATES:
+            if name_only:
+                self.r.problem(word, f'"{word.text}" is a state of tunnels; write the name of one')
+            return not name_only
+        cure = did_you_mean(word.text, (*TUNNEL_STATES, *(self.tunnels or ())))
+        if (self.tunnels is not None and word.text not in self.tunnels) or (self.tunnels is None and cure):
+            cure = cure or f"; use one of {', '.join(self.tunnels or ())}, or define it"
+            self.r.problem(word, f'"{word.text}" is not a tunnel or a state of one{cure}')
+            return False
+        return self._name(word, "a tunnel") is not None
+
+
+def _leads_to(url: str, to: To) -> bool:
+    """Whether a URL is plain http or https and its host is among the destinations."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    plain = parts.scheme in ("http", "https") and not parts.username and not parts.password
+    return plain and any(domain_matches(pattern, host) for pattern in to.names)
