@@ -1,0 +1,63 @@
+"""The register of open flows of one worker. What is open is in it; what is cut is cut from here.
+
+Holds no socket: each entry knows how to reset its own. Cutting is synchronous, so that ten thousand flows
+are reset before anything else happens in the process.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from proxy.flow import Flow
+from proxy.relay import Counts
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class OpenFlow:
+    """One open flow. `reset` resets both of its sockets; `cut_because` is set when the gate did it."""
+
+    id: str
+    bubble: str
+    flow: Flow
+    tunnel: str
+    policy: str
+    reset: Callable[[], None]
+    counts: Counts = field(default_factory=Counts)
+    cut_because: str = ""
+
+
+class FlowTable:
+    """Open flows, bounded in all and for each bubble."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._open: set[OpenFlow] = set()
+        self._of_bubble: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, flow: OpenFlow) -> None:
+        """Register a flow before its first byte is carried."""
+        self._open.add(flow)
+        self._of_bubble[flow.bubble] += 1
+
+    def remove(self, flow: OpenFlow) -> None:
+        """Forget a flow that has ended."""
+        if flow in self._open:
+            self._open.remove(flow)
+            self._of_bubble[flow.bubble] -= 1
+
+    def of_bubble(self, bubble: str) -> int:
+        """How many flows a bubble has open."""
+        return self._of_bubble[bubble]
+
+    def cut(self, lost: Callable[[OpenFlow], bool], because: str) -> int:
+        """Reset every flow that is `lost`; returns how many were."""
+        cut = [flow for flow in self._open if lost(flow)]
+        for flow in cut:
+            flow.cut_because = because
+            flow.reset()
+        return len(cut)
