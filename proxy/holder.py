@@ -16,24 +16,16 @@ import os
 import socket
 import ssl
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
 from proxy import ipc
+from proxy.dialling import CONNECT_LIMIT_S, PeerBroken, WarmSockets, connect, serve
 from proxy.link import Link
-from proxy.messages import TO_HOLDER, Dial, Dialled, Evidence, Hold, ToHolder
+from proxy.messages import TO_HOLDER, Dial, Evidence, Hold, ToHolder
 
-CONNECT_LIMIT_S = 3.0
 SLOW_RETRY_S = 5.0  # a wrong peer is said loudly and asked slowly
-WARM_SOCKETS = 4
-WARM_FOR_S = 4.0  # a gateway ends silent connections after its handshake limit, usually 10 s
-USER_TIMEOUT_MS = 10_000
 NOTHING_SEEN = Evidence("", 0, broken=False, wrong_peer=False, words="connecting")
-
-
-class PeerBroken(Exception):
-    """The peer refused, reset or could not be reached."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -67,113 +59,13 @@ async def _hold(sock: socket.socket, hold: Hold, context: ssl.SSLContext) -> Non
         while True:
             _, fds = await supervisor.receive()
             worker: Link[Dial] = Link(socket.socket(fileno=fds[0]), [Dial])
-            task = asyncio.create_task(_serve(worker, warm))
+            task = asyncio.create_task(serve(worker, warm))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
     finally:
         for task in tasks:
             task.cancel()
         warm.close()
-
-
-# -- dialling ----------------------------------------------------------------------------------------
-
-
-async def connect(host: str, port: int, limit_s: float) -> socket.socket:
-    """A connected non-blocking socket to the gateway; PeerBroken in one line otherwise."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(limit_s):
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            trouble: OSError = OSError("it has no address")
-            for family, kind, protocol, _, address in found:
-                sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
-                try:
-                    await loop.sock_connect(sock, address)
-                except OSError as error:
-                    sock.close()
-                    trouble = error
-                    continue
-                except BaseException:
-                    sock.close()
-                    raise
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
-                return sock
-            raise trouble
-    except TimeoutError as error:
-        raise PeerBroken(f"{host}:{port} did not answer in {limit_s:g} s") from error
-    except OSError as error:
-        raise PeerBroken(f"{host}:{port} cannot be reached: {error.strerror or error}") from error
-
-
-class WarmSockets:
-    """A few connected sockets, kept for some seconds after the last use, so that a flow waits for no SYN."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._host, self._port = host, port
-        self._ready: deque[tuple[float, socket.socket]] = deque()
-        self._filling: asyncio.Task[None] | None = None
-
-    async def take(self) -> socket.socket:
-        """A connected socket, warm if there is one that is young and was not ended by the gateway."""
-        while self._ready:
-            born, sock = self._ready.popleft()
-            if time.monotonic() - born < WARM_FOR_S and _silent(sock):
-                break
-            sock.close()
-        else:
-            sock = await connect(self._host, self._port, CONNECT_LIMIT_S)
-        if self._filling is None or self._filling.done():
-            self._filling = asyncio.create_task(self._fill())
-        return sock
-
-    async def _fill(self) -> None:
-        with contextlib.suppress(PeerBroken):
-            while len(self._ready) < WARM_SOCKETS:
-                sock = await connect(self._host, self._port, CONNECT_LIMIT_S)
-                self._ready.append((time.monotonic(), sock))
-        await asyncio.sleep(WARM_FOR_S)
-        while self._ready and time.monotonic() - self._ready[0][0] >= WARM_FOR_S:
-            self._ready.popleft()[1].close()
-
-    def close(self) -> None:
-        """End every warm socket."""
-        if self._filling is not None:
-            self._filling.cancel()
-        while self._ready:
-            self._ready.popleft()[1].close()
-
-
-def _silent(sock: socket.socket) -> bool:
-    """Whether the other side has neither spoken nor ended."""
-    try:
-        sock.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-async def _serve(worker: Link[Dial], warm: WarmSockets) -> None:
-    """Answer one worker's Dial messages, in order, until it is gone."""
-    with contextlib.suppress(ipc.LinkBroken):
-        while True:
-            request, fds = await worker.receive()
-            ipc.close_all(fds)
-            got: list[socket.socket] = []
-            trouble = ""
-            try:
-                for _ in range(min(request.count, ipc.MAX_DESCRIPTORS)):
-                    got.append(await warm.take())
-            except PeerBroken as error:
-                trouble = str(error)
-            worker.send(Dialled(trouble), [sock.fileno() for sock in got])
-            for sock in got:
-                sock.close()
-    worker.close()
 
 
 # -- probing -----------------------------------------------------------------------------------------
