@@ -127,7 +127,7 @@ def test_a_gateway_that_resets_or_never_answers(run: Run) -> None:
 def test_a_host_that_no_request_may_contain_is_never_sent(run: Run, host: str) -> None:
     async def main() -> None:
         client, gateway = map(PlainChannel, pair())
-        with pytest.raises(ValueError, match="write|name"):
+        with pytest.raises(ValueError, match=r"write|name"):
             await connect_through(client, host, 443, 30)
         with pytest.raises(ConnectionError):
             await read_all(gateway)
