@@ -31,6 +31,13 @@ STATE_WORDS: Mapping[TunnelState, str] = {
 HTTP = (Protocol.HTTP, Protocol.HTTPS)
 
 
+def may_be_http(flow: Flow) -> bool:
+    """Whether requests can still turn up in a flow."""
+    if isinstance(flow.protocol, Missing):
+        return flow.transport is Protocol.TCP
+    return flow.protocol in HTTP
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A test to be compiled: its bit, what it matches, and whether it grants (DESIGN: names, addresses)."""
@@ -188,13 +195,15 @@ class Request:
         self.name, self._within = within.name, within
 
     def look(self, flow: Flow, tunnel: TunnelFact | None) -> int | None:
-        protocol = flow.protocol
-        if not isinstance(protocol, Missing) and protocol not in HTTP:
+        if not may_be_http(flow):
             return self._within.base
         return self._within.look(flow, tunnel)
 
     def spread(self, flow: Flow) -> Spread:
-        return self._within.spread(flow)
+        spread = self._within.spread(flow)
+        if not isinstance(flow.protocol, Missing):
+            return spread
+        return spread_of(spread.missing, (*spread.values, self._within.base))
 
 
 class Paths:
@@ -224,7 +233,8 @@ class Paths:
 
     def spread(self, flow: Flow) -> Spread:
         missing = flow.path if isinstance(flow.path, Missing) else Missing.FAILED
-        return spread_of(missing, (self.base, *self._table.values()))
+        elsewhere = () if "/" in self._table else (self.base,)
+        return spread_of(missing, (*elsewhere, *self._table.values()))
 
 
 def _line(rows: Iterable[Row], get: Callable[[Match], Sequence[Bounds] | None]) -> Line[int]:

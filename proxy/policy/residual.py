@@ -29,7 +29,7 @@ from proxy.flow import (
 )
 from proxy.policy import model as m
 from proxy.policy.compile import NO_ADDRESS, Outcome, Tables
-from proxy.policy.dimensions import HTTP, Later, Spread
+from proxy.policy.dimensions import Later, Spread, may_be_http
 
 MAX_COMBINATIONS = 4096
 _CARRIED = ("transfer", "size")
@@ -165,8 +165,7 @@ def _budgeted(tables: Tables, flow: Flow, weighing: _Weighing) -> Judgement | No
     base = bases[min(bases)]
     if len(bases) > 1 or base.verdict is Verdict.BLOCK:
         # one direction or small amounts alone are blocked: only inspection can tell them apart
-        http = isinstance(flow.protocol, Missing) or flow.protocol in HTTP
-        return None if http else base.judgement
+        return None if may_be_http(flow) else base.judgement
     budgets = tuple(_budgets(first, base.verdict))
     return Judgement(base.verdict, base.judgement.because, budgets=budgets)
 
