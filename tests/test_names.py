@@ -469,16 +469,34 @@ def test_junk_oversized_packets_and_those_who_cannot_be_answered_leave_the_other
     run(main)
 
 
-def test_a_socket_made_blocking_by_whoever_shares_it_stops_nothing(run: Run) -> None:
+class FlagsNoted(socket.socket):
+    """Notes with which flags it is read and written."""
+
+    noted: list[int]
+
+    def recvmsg(self, size: int, ancillary: int = 0, flags: int = 0, /) -> Any:
+        self.noted.append(flags)
+        return super().recvmsg(size, ancillary, flags)
+
+    def sendmsg(self, buffers: Any, ancillary: Any = (), flags: int = 0, address: Any = None, /) -> int:
+        self.noted.append(flags)
+        return super().sendmsg(buffers, ancillary, flags, address)
+
+
+def test_no_call_waits_even_if_whoever_shares_the_socket_made_it_blocking(run: Run) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        sock = udp_socket()
+        plain = udp_socket()
+        sock = FlagsNoted(fileno=plain.detach())
+        sock.noted = []
         server = DatagramNames(sock, Registry().names())
-        sock.setblocking(True)
         with asker(sock, "127.0.0.1") as client:
-            client.send(ask("a.example"))
-            assert dns.message.from_wire(await loop.sock_recv(client, 4096)).answer
+            for name in ("a.example", "localhost"):
+                client.send(ask(name))
+                assert dns.message.from_wire(await loop.sock_recv(client, 4096)).answer
         server.close()
+        assert len(sock.noted) >= 4
+        assert set(sock.noted) == {socket.MSG_DONTWAIT}
 
     run(main)
 
@@ -684,3 +702,10 @@ def test_the_resolver_of_libc_is_served(zone: dict[str, str]) -> None:
 
 def test_with_nothing_serving_dig_gets_nothing(zone: dict[str, str]) -> None:
     assert "refused" in zone["after the end"] or "no servers could be reached" in zone["after the end"]
+
+
+def test_what_the_worker_loads_for_names_contains_no_resolver() -> None:
+    """A resolver that is not there cannot be asked by mistake."""
+    program = "import sys, proxy.names; print(*(m for m in sys.modules if m.startswith('dns.')))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"dns.resolver", "dns.asyncresolver", "dns.query", "dns.asyncquery"} & set(done.stdout.split())
