@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import time
 from collections import deque
@@ -54,7 +55,9 @@ async def connect(host: str, port: int, limit_s: float) -> socket.socket:
     except TimeoutError as error:
         raise PeerBroken(f"{host}:{port} did not answer in {limit_s:g} s") from error
     except OSError as error:
-        raise PeerBroken(f"{host}:{port} cannot be reached: {error.strerror or error}") from error
+        raise PeerBroken(
+            f"{host}:{port} cannot be reached: {os.strerror(error.errno) if error.errno else error}"
+        ) from error
 
 
 async def _addresses(host: str, port: int) -> list[_Address]:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import concurrent.futures.thread  # noqa: F401  imported now: as nobody, the interpreter's files may be unreadable
 import contextlib
+import encodings.idna  # noqa: F401  the same
 import os
 import socket
 import ssl
@@ -54,7 +56,9 @@ def client_context(ca_fd: int, certificate_fd: int, key_fd: int) -> ssl.SSLConte
 async def _hold(sock: socket.socket, hold: Hold, context: ssl.SSLContext) -> None:
     supervisor: Link[ToHolder] = Link(sock, TO_HOLDER)
     warm = WarmSockets(hold.tunnel.host, hold.tunnel.port)
-    tasks = {asyncio.create_task(_probe_for_ever(hold, context, supervisor))}
+    probing = asyncio.create_task(_probe_for_ever(hold, context, supervisor))
+    probing.add_done_callback(lambda _: supervisor.close())  # a holder that does not probe is none
+    tasks: set[asyncio.Task[None]] = {probing}
     try:
         while True:
             _, fds = await supervisor.receive()
@@ -66,6 +70,8 @@ async def _hold(sock: socket.socket, hold: Hold, context: ssl.SSLContext) -> Non
         for task in tasks:
             task.cancel()
         warm.close()
+        if probing.done() and not probing.cancelled():
+            probing.result()
 
 
 # -- probing -----------------------------------------------------------------------------------------

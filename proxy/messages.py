@@ -95,12 +95,14 @@ class NoSegment:
 
 @dataclass(frozen=True, slots=True)
 class NameAnswer:
-    """The answer to AskName: addresses, or why there are none."""
+    """The answer to AskName: addresses, or why there are none and the cure."""
 
     question: int
     v4: str
     v6: str
+    fault: str
     refused: str
+    cure: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +155,10 @@ class AskName:
 
 @dataclass(frozen=True, slots=True)
 class AskAddress:
-    """The name of a synthetic address, please."""
+    """The name of a synthetic address that this bubble was told, please."""
 
     question: int
+    bubble: str
     address: str
 
 

@@ -44,5 +44,18 @@ def admin_sockets(uid: int, environment: Mapping[str, str]) -> list[Path]:
     return [own] if own == system else [own, system]
 
 
+def site_file(told: Path | None, uid: int, environment: Mapping[str, str]) -> Path:
+    """The site file: the one that was named, or this directory's, or the user's or the machine's own."""
+    if told is not None:
+        return told
+    here = Path("zonegate.yaml")
+    if here.exists():
+        return here
+    if uid == 0:
+        return Path("/etc/zonegate/zonegate.yaml")
+    settings = Path(environment.get("XDG_CONFIG_HOME") or _home(environment) / ".config")
+    return settings / "zonegate" / "zonegate.yaml"
+
+
 def _home(environment: Mapping[str, str]) -> Path:
     return Path(environment.get("HOME") or Path.home())

@@ -13,7 +13,13 @@ from collections.abc import Mapping
 import click
 
 # command -> (module, one line for the list of commands). The function in the module is `command`.
-COMMANDS: Mapping[str, tuple[str, str]] = {}
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "run": ("proxy.cli.run", "run a program in a bubble"),
+    "up": ("proxy.cli.up", "run the daemon"),
+    "status": ("proxy.cli.status", "what is up, what is proved, who is inside"),
+    "stop": ("proxy.cli.stop", "end the daemon and its bubbles"),
+    "gateway": ("proxy.cli.gateway", "run the corporate end of an mtls tunnel"),
+}
 
 
 class _Lazy(click.Group):

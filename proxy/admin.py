@@ -1,0 +1,140 @@
+"""The admin socket: who speaks to the daemon, and what may be said.
+
+A peer is known by the kernel's word (SO_PEERCRED). One in another user namespace, such as a program in a
+bubble, is refused whatever it says: the law is not administered from inside. Decides nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxy import ipc
+from proxy.link import Link
+from proxy.messages import TO_SUPERVISOR, Denied, ToSupervisor
+
+BACKLOG = 128
+MAX_PEERS = 1024
+
+
+class AdminError(Exception):
+    """The admin socket cannot be had; one line with the cure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A command on the other end. `link` is closed when it has gone or is sent away."""
+
+    link: Link[ToSupervisor]
+    pid: int
+    uid: int
+    gid: int
+
+
+class AdminSocket:
+    """Listens on `path`; each peer that may speak at all is given to `serve` in a task of its own."""
+
+    def __init__(self, path: Path, serve: Callable[[Peer], Awaitable[None]]) -> None:
+        self._path, self._serve = path, serve
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sock = _listen(path)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._sock, self._accept)
+
+    def close(self) -> None:
+        """Take no new peer; those that are there stay until `hang_up`."""
+        if self._sock.fileno() < 0:
+            return
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+        self._path.unlink(missing_ok=True)
+
+    async def hang_up(self) -> None:
+        """Close every link."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._sock.accept()
+        except OSError:
+            return
+        if len(self._tasks) >= MAX_PEERS:
+            sock.close()
+            return
+        task = self._loop.create_task(self._welcome(sock))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _welcome(self, sock: socket.socket) -> None:
+        pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        link: Link[ToSupervisor] = Link(sock, TO_SUPERVISOR)
+        try:
+            reason = _stranger(pid, uid)
+            if reason:
+                link.send(Denied(reason))
+                return
+            await self._serve(Peer(link, pid, uid, gid))
+        except ipc.LinkBroken:
+            return
+        finally:
+            link.close()
+
+
+def _stranger(pid: int, uid: int) -> str:
+    """Why this peer is not served at all; empty if it is."""
+    if os.geteuid() not in (0, uid):
+        return "this daemon serves only the user who runs it"
+    try:
+        theirs = Path(f"/proc/{pid}/ns/user").stat()
+        ours = Path("/proc/self/ns/user").stat()
+    except OSError:
+        return "this daemon cannot see who you are; run the command on the host, outside every sandbox"
+    if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
+        return "you are in another user namespace, such as a bubble; run the command outside of it"
+    return ""
+
+
+def _listen(path: Path) -> socket.socket:
+    """A listening socket at `path`; a dead daemon's is replaced, a living one's is an error."""
+    _own_directory(path.parent)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as other:
+            if other.connect_ex(str(path)) == 0:
+                raise AdminError(f"another daemon listens on {path}; stop it first: zonegate stop")
+        path.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(before)
+        if os.geteuid() == 0:
+            path.chmod(0o666)  # every user may ask; who may do what is judged by the kernel's word
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise AdminError(f"{path}: cannot listen there: {error.strerror or error}") from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _own_directory(directory: Path) -> None:
+    """The directory of the socket: ours, and nobody else may put a socket of that name there."""
+    try:
+        directory.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+        found = directory.lstat()
+    except OSError as error:
+        raise AdminError(f"{directory}: cannot be made: {error.strerror}") from error
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022 or not directory.is_dir():
+        raise AdminError(f"{directory} must be a directory of your own that nobody else may write to")

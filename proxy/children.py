@@ -1,0 +1,55 @@
+"""Starting the small processes and hearing of their end. The only place that spawns them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from asyncio.subprocess import Process
+from collections.abc import Sequence
+
+from proxy import ipc, sandbox
+
+ENVIRONMENT = {"PATH": sandbox.SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
+
+
+async def start(command: Sequence[str], fds: Sequence[int]) -> Process:
+    """Start a process that inherits `fds` and nothing else; its errors go to our standard error."""
+    return await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        pass_fds=tuple(fds),
+        env=ENVIRONMENT,
+        start_new_session=True,
+    )
+
+
+async def start_module(module: str, theirs: socket.socket, *fds: int) -> Process:
+    """Start `proxy.MODULE`, which has the standard library only, with its link and further descriptors."""
+    numbers = [theirs.fileno(), *fds]
+    try:
+        return await start(sandbox.python_command(module, *map(str, numbers), bare=True), numbers)
+    finally:
+        theirs.close()
+
+
+async def start_sealed(module: str, theirs: socket.socket, *, structural: bool) -> Process:
+    """Start `proxy.MODULE` sealed; without structural enforcement, as it is."""
+    command = sandbox.python_command(module, str(theirs.fileno()))
+    filter_fd = ipc.memory_file("seccomp", sandbox.worker_filter())
+    try:
+        if structural:
+            command = sandbox.sealed(command, filter_fd)
+        return await start(command, [theirs.fileno(), filter_fd])
+    finally:
+        ipc.close_all([filter_fd])
+        theirs.close()
+
+
+async def end(process: Process) -> None:
+    """End a process and wait for it."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    await process.wait()

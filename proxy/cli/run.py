@@ -1,0 +1,66 @@
+"""`zonegate run`: a program in a bubble."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from proxy.bubble import View
+from proxy.cli.errors import fail
+from proxy.paths import admin_sockets, zone_home
+from proxy.run import RunError, run
+
+
+@click.command(
+    "run", short_help="run a program in a bubble", context_settings={"ignore_unknown_options": True}
+)
+@click.option("-z", "--zone", default="corporate", show_default=True, help="The zone to enter.")
+@click.option(
+    "--share",
+    type=click.Path(exists=True, resolve_path=True, path_type=Path),
+    multiple=True,
+    help="A file or directory of yours that the program may read and write.",
+)
+@click.option("--share-home", is_flag=True, help="Your own home in the bubble; it is then only cooperative.")
+@click.option("--x11", is_flag=True, help="Your X11 display; its other clients can watch the program.")
+@click.argument("program", nargs=-1, type=click.UNPROCESSED)
+def command(
+    zone: str, share: tuple[Path, ...], share_home: bool, x11: bool, program: tuple[str, ...]
+) -> None:
+    """Run PROGRAM in a bubble: everything that it sends is judged, and leaves only through the tunnel.
+
+    It has a home of its own for each zone, sees the system read-only, and nothing of your files.
+    Its exit code becomes this command's. Without PROGRAM it is your shell.
+
+    \b
+    zonegate run -- firefox
+    zonegate run -- curl https://intranet.corp.example/
+    zonegate run --zone lab --share ~/project -- make test
+    """
+    home = Path(os.environ.get("HOME") or "/")
+    own = zone_home(zone, os.environ) if zone.replace("-", "").isalnum() else None
+    if own is None:
+        fail(f'"{zone}" is no name of a zone')
+    try:
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"{own}: the zone's home cannot be made: {error.strerror}")
+    view = View(
+        zone=zone,
+        uid=os.getuid(),
+        gid=os.getgid(),
+        home=home,
+        zone_home=own,
+        command=program or (os.environ.get("SHELL", "/bin/sh"),),
+        share=share,
+        share_home=share_home,
+        x11=x11,
+        variables=dict(os.environ),
+    )
+    try:
+        sys.exit(run(view, admin_sockets(os.getuid(), os.environ)))
+    except RunError as error:
+        fail(str(error), 125)

@@ -1,0 +1,36 @@
+"""`zonegate up`: the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import click
+
+from proxy.admin import AdminError
+from proxy.cli.errors import fail
+from proxy.paths import site_file
+from proxy.site import SiteError, load_site
+from proxy.supervisor import Places, supervise
+
+
+@click.command("up", short_help="run the daemon")
+@click.option(
+    "-c", "--config", type=click.Path(path_type=Path), help="The site file.  [default: zonegate.yaml]"
+)
+@click.option("--cooperative", is_flag=True, help="Go on where this machine cannot keep programs in; say so.")
+@click.option("--check", is_flag=True, help="Read every file, say what is wrong, and end.")
+def command(config: Path | None, cooperative: bool, check: bool) -> None:
+    """Run the daemon: bring the tunnels up and serve bubbles, until SIGTERM.
+
+    \b
+    zonegate up                      the site of this directory, or of the machine
+    zonegate up -c acme/zonegate.yaml
+    """
+    try:
+        loaded = load_site(site_file(config, os.geteuid(), os.environ))
+        if not check:
+            asyncio.run(supervise(loaded, Places.of(loaded, os.environ), cooperative=cooperative))
+    except (SiteError, AdminError) as error:
+        fail(str(error))

@@ -1,0 +1,285 @@
+"""One sealed worker as its supervisor has it: started, configured, told of bubbles and leases, replaced.
+
+A worker serves one zone of one user. When it dies its listening sockets die with it, and the zones refuse
+by themselves until its successor has been given new ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from asyncio.subprocess import Process
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from proxy import children, ipc
+from proxy.audit import AuditUnwritable
+from proxy.link import Link
+from proxy.messages import (
+    FROM_WORKER,
+    BubbleGone,
+    Configure,
+    Door,
+    FromWorker,
+    Lease,
+    Listen,
+    NewPolicy,
+    NewSegment,
+    NoSegment,
+    Opened,
+    Report,
+    Sealed,
+    Serving,
+)
+from proxy.segments import OpenSegment, Segments
+from proxy.site import Loaded
+from proxy.tunnels.keeper import Keeper
+
+READY_LIMIT_S, DOOR_LIMIT_S = 15.0, 10.0
+SEGMENT_BYTES = 16 << 20
+REPORTS_UNTIL_SEAL = 2
+QUIET_REPORT = Report(0, 0, 0, 0, 0, "", "")
+
+
+class CrewError(Exception):
+    """A worker or a door failed; one line."""
+
+
+@dataclass(slots=True, eq=False)
+class Bubble:
+    """One bubble: its namespaces (descriptors), and the worker that serves it."""
+
+    id: str
+    zone: str
+    user: str
+    uid: int
+    pid: int
+    enforcement: str
+    namespaces: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Post:
+    """What stays when a worker is replaced: its zone and user, and its bubbles."""
+
+    zone: str
+    user: str
+    uid: int
+    groups: tuple[str, ...]
+    bubbles: dict[str, Bubble] = field(default_factory=dict)
+
+
+class Worker:
+    """One worker process of a post. `answer` is asked for names; it must not wait."""
+
+    def __init__(
+        self,
+        post: Post,
+        loaded: Loaded,
+        keepers: Mapping[str, Keeper],
+        segments: Segments,
+        answer: Callable[[FromWorker], object | None],
+        *,
+        structural: bool,
+        number: str,
+    ) -> None:
+        self.post, self._loaded, self._keepers = post, loaded, keepers
+        self._segments, self._answer = segments, answer
+        self._structural, self._number = structural, number
+        self.report = QUIET_REPORT
+        self.enforcement = "structural" if structural else "cooperative"
+        self._process: Process | None = None
+        self._link: Link[FromWorker] | None = None
+        self._segment: OpenSegment | None = None
+        self._let_go: list[tuple[int, OpenSegment]] = []
+        self._serving: dict[str, asyncio.Future[None]] = {}
+
+    @property
+    def pid(self) -> int:
+        """The process id of the worker's sandbox, 0 before it was started."""
+        return self._process.pid if self._process else 0
+
+    async def start(self) -> None:
+        """Start and configure the process; CrewError when it is not what it must be."""
+        ours, theirs = ipc.pair()
+        self._process = await children.start_sealed("worker", theirs, structural=self._structural)
+        self._link = link = Link[FromWorker](ours, FROM_WORKER)
+        try:
+            async with asyncio.timeout(READY_LIMIT_S):
+                first, _ = await link.receive()
+        except (ipc.LinkBroken, TimeoutError) as error:
+            raise CrewError(f"the worker of zone {self.post.zone} did not start: {error}") from error
+        if not isinstance(first, Sealed) or (self._structural and not first.structural):
+            raise CrewError("the worker found itself able to make sockets; it was not let in")
+        self._configure(link)
+
+    def _configure(self, link: Link[FromWorker]) -> None:
+        loaded, zone = self._loaded, self._loaded.site.zones[self.post.zone]
+        self._segment = self._segments.open(zone.name, self._number)
+        fds = [ipc.memory_file("policy", loaded.policy_text), self._segment.fd]
+        for name in zone.tunnels:
+            files, holder = loaded.files[name], self._keepers[name].serve()
+            contents = (files.ca, files.certificate, files.key.reveal())
+            fds += [ipc.memory_file("tunnel", content) for content in contents]
+            fds.append(holder.detach() if holder else _dead_end())
+        setups = tuple(self._keepers[name].setup for name in zone.tunnels)
+        link.send(
+            Configure(
+                zone=zone.name,
+                user=self.post.user,
+                groups=self.post.groups,
+                policy_name=loaded.policy.name,
+                policy_file=str(loaded.site.policy),
+                enforcement=self.enforcement,
+                tunnels=setups,
+                counted_only=zone.counted_only,
+                max_flows=loaded.site.max_flows,
+                segment_bytes=SEGMENT_BYTES,
+            ),
+            fds,
+        )
+        ipc.close_all(fds)
+
+    # -- what it is told ---------------------------------------------------------------------------
+
+    def lease(self, lease: Lease) -> None:
+        """Tell it what is proved of a tunnel."""
+        if self._link is not None:
+            self._link.send(lease)
+
+    def connect_holder(self, tunnel: str) -> None:
+        """Give it a link to the new holder of a tunnel."""
+        end = self._keepers[tunnel].serve()
+        if end is not None and self._link is not None:
+            self._link.send(Door(tunnel), [end.fileno()])
+            end.close()
+
+    def replace_policy(self, text: bytes, file: str) -> None:
+        """Give it a new policy."""
+        fd = ipc.memory_file("policy", text)
+        if self._link is not None:
+            self._link.send(NewPolicy(file), [fd])
+        ipc.close_all([fd])
+
+    async def serve(self, bubble: Bubble) -> None:
+        """Open the ears of a bubble and give them to the worker; CrewError if that fails."""
+        listeners = await _open_ears(bubble)
+        link = self._link
+        served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._serving[bubble.id] = served
+        try:
+            if link is None or link.closed:
+                raise CrewError("its worker has just ended; try again")
+            link.send(Listen(bubble.id, bubble.enforcement), listeners)
+            async with asyncio.timeout(READY_LIMIT_S):
+                await served
+        except TimeoutError as error:
+            raise CrewError("its worker does not answer") from error
+        finally:
+            ipc.close_all(listeners)
+            self._serving.pop(bubble.id, None)
+
+    def forget(self, bubble: str) -> None:
+        """A bubble has ended."""
+        if self._link is not None:
+            self._link.send(BubbleGone(bubble))
+
+    # -- what it says ------------------------------------------------------------------------------
+
+    async def hear(self) -> None:
+        """Answer the worker until it is gone."""
+        assert self._link is not None
+        try:
+            while True:
+                message, fds = await self._link.receive()
+                ipc.close_all(fds)
+                self._hear(self._link, message)
+        except ipc.LinkBroken:
+            return
+        finally:
+            for served in self._serving.values():
+                if not served.done():
+                    served.set_exception(CrewError("its worker has just ended; try again"))
+
+    def _hear(self, link: Link[FromWorker], message: FromWorker) -> None:
+        match message:
+            case Report():
+                self.report = message
+                self._seal_what_was_let_go()
+            case Serving():
+                served = self._serving.get(message.bubble)
+                if served is not None and not served.done():
+                    served.set_result(None)
+            case Sealed():
+                raise ipc.LinkBroken("a worker says once that it is sealed")
+            case _:
+                answer = self._answer(message)
+                if answer is not None:
+                    link.send(answer)
+                else:
+                    self._next_segment(link)
+
+    def _next_segment(self, link: Link[FromWorker]) -> None:
+        before = self._segment
+        try:
+            following = self._segments.open(self.post.zone, self._number)
+        except AuditUnwritable as error:
+            link.send(NoSegment(str(error)))
+            return
+        link.send(NewSegment(), [following.fd])
+        os.close(following.fd)
+        self._segment = following
+        if before is not None:
+            self._let_go.append((REPORTS_UNTIL_SEAL, before))
+
+    def _seal_what_was_let_go(self) -> None:
+        """A segment is sealed once the worker has surely gone on to the next: the second report after it."""
+        waiting = [(left - 1, segment) for left, segment in self._let_go]
+        self._let_go = [(left, segment) for left, segment in waiting if left]
+        for left, segment in waiting:
+            if not left:
+                self._seal(segment)
+
+    def _seal(self, segment: OpenSegment) -> None:
+        with contextlib.suppress(AuditUnwritable):  # the next daemon seals what is left over
+            self._segments.seal(segment.path)
+
+    async def end(self) -> None:
+        """End the process and seal what it wrote."""
+        if self._link is not None:
+            self._link.close()
+        if self._process is not None:
+            await children.end(self._process)
+        for _, segment in self._let_go:
+            self._seal(segment)
+        self._let_go.clear()
+        if self._segment is not None:
+            self._seal(self._segment)
+            self._segment = None
+
+
+def _dead_end() -> int:
+    """A link whose other end is gone already: there is no holder at present."""
+    ours, theirs = ipc.pair()
+    theirs.close()
+    return ours.detach()
+
+
+async def _open_ears(bubble: Bubble) -> Sequence[int]:
+    """The listening sockets of a bubble's namespace, opened there by a door process."""
+    ours, theirs = ipc.pair()
+    process = await children.start_module("door", theirs, *bubble.namespaces)
+    link: Link[Opened] = Link(ours, [Opened])
+    try:
+        async with asyncio.timeout(DOOR_LIMIT_S):
+            opened, fds = await link.receive()
+    except (ipc.LinkBroken, TimeoutError) as error:
+        raise CrewError(f"the door of the bubble failed: {error}") from error
+    finally:
+        link.close()
+        await children.end(process)
+    if opened.trouble:
+        ipc.close_all(fds)
+        raise CrewError(opened.trouble)
+    return fds

@@ -1,0 +1,133 @@
+"""The gate: a flow in, an admission or a refusal out, or what must be known first.
+
+Asks the policy for each candidate tunnel of the zone, and the egress for a lease; decides nothing beside
+them. Fails closed: whatever raises in here refuses. Touches no socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from proxy.addresses import parse_host
+from proxy.egress import Egress, Grant
+from proxy.first_bytes import Seen
+from proxy.flow import (
+    NEVER,
+    UNKNOWN,
+    Because,
+    Flow,
+    IPAddress,
+    Judgement,
+    Origin,
+    Refusal,
+    Stage,
+    TunnelState,
+    Verdict,
+)
+from proxy.policy import Policy
+
+TUNNEL_CURE = "see `zonegate status`; it opens by itself when the tunnel is back"
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A flow may go, through this egress and under this right."""
+
+    egress: Egress
+    grant: Grant
+    judgement: Judgement
+    policy: Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Not decided: the protocol must be proved by the client's first bytes."""
+
+    judgement: Judgement
+
+
+class Gate:
+    """The judge of one zone's flows. `policy` may be replaced at any time: one reference is swapped."""
+
+    def __init__(self, policy: Policy, egresses: Sequence[Egress]) -> None:
+        self.policy = policy
+        self._egresses = egresses
+
+    def ask(self, flow: Flow) -> Admission | Refusal | Wait:
+        """What may become of a flow now."""
+        try:
+            return self._ask(flow)
+        except Exception as error:  # whatever is wrong in a judgement, its flow is refused
+            return gate_refusal("fault", f"the gate failed to judge it ({type(error).__name__})")
+
+    def _ask(self, flow: Flow) -> Admission | Refusal | Wait:
+        policy = self.policy
+        if isinstance(flow.name, str) and flow.address is UNKNOWN:
+            # An mtls gateway resolves and judges addresses; a policy that needs them was refused at load.
+            flow = replace(flow, address=NEVER)
+        decision = policy.decide(flow, [egress.fact() for egress in self._egresses])
+        judgement = decision.judgement
+        tunnel = decision.tunnel.name if decision.tunnel else ""
+        if decision.verdict is None:
+            return self._residual(flow, judgement)
+        if decision.verdict is Verdict.BLOCK:
+            proved = decision.tunnel is None or decision.tunnel.state is TunnelState.ATTESTED
+            return Refusal(judgement.because) if proved else self._not_up(judgement.because, tunnel)
+        if decision.verdict is Verdict.DIRECT:
+            return gate_refusal(
+                "no-direct", "the rule sends it directly, and this zone has no direct way out"
+            )
+        egress = next(egress for egress in self._egresses if egress.name == tunnel)
+        grant = egress.grant()
+        if grant is None:
+            return self._not_up(judgement.because, tunnel)
+        return Admission(egress, grant, judgement, policy)
+
+    def _residual(self, flow: Flow, judgement: Judgement) -> Refusal | Wait:
+        if flow.protocol is UNKNOWN and judgement.stage <= Stage.FIRST_BYTES:
+            return Wait(judgement)
+        wanted = ", ".join(sorted(judgement.waits_for))
+        return gate_refusal(
+            "needs-inspection",
+            f"{judgement.because} depends on {wanted}, which only inspection could know",
+            "ask for a rule that does not depend on it",
+        )
+
+    def _not_up(self, because: Because, tunnel: str) -> Refusal:
+        egress = next((egress for egress in self._egresses if egress.name == tunnel), None)
+        words = egress.words if egress else "it is not configured"
+        said = f"{because.text}; " if because.text else ""
+        text = f"{said}tunnel {tunnel} is not proved: {words}"
+        return Refusal(replace(because, text=text), TUNNEL_CURE, tunnel)
+
+    def admits_still(self, flow: Flow, tunnel: str, now: datetime) -> bool:
+        """Whether an open flow would be admitted now, through the same tunnel, by the policy in force."""
+        answer = self.ask(replace(flow, at=now))
+        return isinstance(answer, Admission) and answer.egress.name == tunnel
+
+
+def gate_refusal(name: str, text: str, cure: str = "") -> Refusal:
+    """A refusal of the gate's own."""
+    return Refusal(Because(Origin.GATE, name, text), cure)
+
+
+def disagreement(flow: Flow, seen: Seen) -> Refusal | None:
+    """Names must agree: what the first bytes claim must be what the program asked for."""
+    if seen.malformed:
+        return gate_refusal("malformed", seen.malformed)
+    if seen.hidden:
+        return gate_refusal(
+            "hidden-name", "its TLS hides the name of the server (ECH)", "switch ECH off in the program"
+        )
+    if seen.claimed is None:
+        return None
+    asked: str | IPAddress | object = flow.name if isinstance(flow.name, str) else flow.address
+    try:
+        claimed = parse_host(seen.claimed)
+    except ValueError:
+        return gate_refusal("names-disagree", f'it claims to speak to "{seen.claimed:.80}", which is no host')
+    if claimed == asked:
+        return None
+    return gate_refusal("names-disagree", f"it connects to {asked} and claims to speak to {claimed}")

@@ -1,0 +1,287 @@
+"""The way of one flow: judged, recorded, dialled, carried, recorded again.
+
+Wires one flow through gate, audit, egress and relay, in that order and no other: nothing is dialled
+before the verdict is on record, and nothing is carried that is not in the flow table. Makes no socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from proxy import first_bytes, refusals
+from proxy.audit import AuditUnwritable, EndRecord, Segment, Tally, VerdictRecord
+from proxy.channel.plain import Channel, PlainChannel
+from proxy.egress import DialFailed
+from proxy.first_bytes import Seen
+from proxy.flow import UNKNOWN, Because, Flow, IPAddress, Missing, Origin, Protocol, Refusal, Verdict
+from proxy.flow_table import FlowTable, OpenFlow
+from proxy.gate import TUNNEL_CURE, Admission, Gate, Wait, disagreement, gate_refusal
+from proxy.relay import End, relay
+from proxy.vetted import SERVER_FIRST, vetted_client, vetted_upstream
+
+FIRST_BYTES_LIMIT_S = 10.0
+LINGER_S, LINGER_BYTES = 2.0, 1 << 20
+# Provisional protocols, by port. Where the server speaks first a flow is dialled on the port's word, and
+# both sides are held to it; for the rest nothing goes upstream before the client has proved it.
+BY_PORT = {22: Protocol.SSH, 80: Protocol.HTTP, 443: Protocol.HTTPS, 853: Protocol.TLS}
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Whose flow it is, and under which promise it is enforced."""
+
+    bubble: str
+    enforcement: str
+
+
+@dataclass(slots=True)
+class Tallies:
+    """What a worker counts over its life."""
+
+    admitted: int = 0
+    refused: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class Passage:
+    """Carries flows of one zone. `records` is the audit; `now` and `number` are the clock and the ids."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        table: FlowTable,
+        records: Segment | Tally,
+        now: Callable[[], datetime],
+        number: Callable[[], str],
+    ) -> None:
+        self._gate, self._table, self.records = gate, table, records
+        self._now, self._number = now, number
+        self.tallies = Tallies()
+
+    async def pass_through(self, client: PlainChannel, flow: Flow, visitor: Visitor) -> None:
+        """Take one accepted connection to its end. Raises nothing but CancelledError; closes `client`."""
+        number = self._number()
+        try:
+            answer, flow, first = await self._judge(client, flow)
+            if isinstance(answer, Refusal):
+                self._record_refusal(answer, flow, visitor, number)
+                refusal: Refusal | None = answer
+            else:
+                refusal = await self._carry(client, flow, first, answer, visitor, number)
+            if refusal is not None:
+                first = first or await self._first_word(client, flow)
+                await self._show(client, refusal, first, flow, number)
+        except ConnectionError:
+            pass  # the client has gone; there is nobody to tell
+        finally:
+            client.abort()
+
+    async def refuse(self, client: PlainChannel, flow: Flow, refusal: Refusal, visitor: Visitor) -> None:
+        """Record and show a refusal that was known before the gate was asked; closes `client`."""
+        number = self._number()
+        self._record_refusal(refusal, flow, visitor, number)
+        try:
+            await self._show(client, refusal, await self._first_word(client, flow), flow, number)
+        finally:
+            client.abort()
+
+    # -- judging -----------------------------------------------------------------------------------
+
+    async def _judge(self, client: PlainChannel, flow: Flow) -> tuple[Admission | Refusal, Flow, bytes]:
+        """The answer, the flow with what is known now, and the client's bytes read so far."""
+        answer = self._gate.ask(flow)
+        if not isinstance(answer, Wait):
+            return answer, flow, b""
+        first = b""
+        provisional = BY_PORT.get(flow.port, UNKNOWN)
+        if provisional in SERVER_FIRST:
+            flow = replace(flow, protocol=provisional)
+        else:
+            seen, first = await self._first_bytes(client)
+            flow = replace(flow, protocol=seen.protocol)
+            if not first:
+                return gate_refusal("no-first-bytes", "it said nothing that shows its protocol"), flow, first
+            if (refusal := disagreement(flow, seen)) is not None:
+                return refusal, flow, first
+        answer = self._gate.ask(flow)
+        if isinstance(answer, Wait):
+            return gate_refusal("undecided", "its protocol is known and its rules still wait"), flow, first
+        return answer, flow, first
+
+    async def _first_bytes(self, client: PlainChannel) -> tuple[Seen, bytes]:
+        """What the client says first, and what it proves; no bytes when it is silent too long."""
+        first = b""
+        try:
+            async with asyncio.timeout(FIRST_BYTES_LIMIT_S):
+                while (seen := first_bytes.recognise(first)) is None:
+                    more = await client.read()
+                    if not more:
+                        return Seen(Protocol.TCP, malformed="its first message has no end"), first
+                    first += more
+        except TimeoutError:
+            return Seen(Protocol.TCP, malformed="its first message has no end"), first
+        return seen, first
+
+    # -- an admitted flow --------------------------------------------------------------------------
+
+    async def _carry(
+        self,
+        client: PlainChannel,
+        flow: Flow,
+        first: bytes,
+        admission: Admission,
+        visitor: Visitor,
+        number: str,
+    ) -> Refusal | None:
+        """Record, dial, relay, record. A Refusal when nothing of the destination reached the client."""
+        record = self._verdict(flow, visitor, number, admission.judgement.because, admission)
+        try:
+            self.records.verdict(record)
+        except AuditUnwritable as error:
+            return gate_refusal("no-record", f"nothing can be recorded: {error}", "make room on the disk")
+        egress = admission.egress
+        host = flow.name if isinstance(flow.name, str) else _known(flow.address)
+        started = time.monotonic()
+        why = "fault in the gate"
+        try:
+            upstream = await egress.dial(host, flow.port)
+        except (DialFailed, ValueError) as error:
+            self._end(record, 0, 0, started, f"could not be dialled: {error}")
+            if isinstance(error, DialFailed) and error.by_gateway:
+                return gate_refusal("gateway", str(error))
+            return Refusal(Because(Origin.GATE, "tunnel", str(error)), TUNNEL_CURE, egress.name)
+        except asyncio.CancelledError:
+            self._end(record, 0, 0, started, "cut by the gate while dialling")
+            raise
+
+        def reset() -> None:
+            client.abort()
+            upstream.abort()
+
+        entry = OpenFlow(
+            id=number,
+            bubble=visitor.bubble,
+            flow=flow,
+            tunnel=egress.name,
+            policy=admission.policy.hash,
+            reset=reset,
+        )
+        try:
+            why = await self._relay(client, upstream, first, admission, entry)
+        except asyncio.CancelledError:
+            entry.cut_because = entry.cut_because or "the worker ends"
+            raise
+        finally:
+            reset()
+            counts = entry.counts
+            why = f"{End.CUT}: {entry.cut_because}" if entry.cut_because else why
+            self._end(record, counts.uploaded, counts.downloaded, started, why)
+        return None
+
+    async def _relay(
+        self, client: PlainChannel, upstream: Channel, first: bytes, admission: Admission, entry: OpenFlow
+    ) -> str:
+        """Open the flow and carry it; says why it ended. What changed while it was dialled is asked again."""
+        egress, grant = admission.egress, admission.grant
+        if not egress.admits(grant) or not self._is_admitted(entry, admission):
+            return "no longer admitted when it was dialled"
+        self._table.add(entry)
+        self.tallies.admitted += 1
+        try:
+            if first:
+                client.unread(first)
+            ending = await relay(
+                client if first else vetted_client(client, entry),
+                vetted_upstream(upstream, entry),
+                admitted=lambda: egress.admits(grant),
+                budgets=admission.judgement.budgets,
+                counts=entry.counts,
+            )
+            return str(ending)
+        finally:
+            self._table.remove(entry)
+
+    def _is_admitted(self, entry: OpenFlow, admission: Admission) -> bool:
+        same_policy = admission.policy is self._gate.policy
+        return same_policy or self._gate.admits_still(entry.flow, entry.tunnel, self._now())
+
+    # -- a refused flow ----------------------------------------------------------------------------
+
+    async def _first_word(self, client: PlainChannel, flow: Flow) -> bytes:
+        """What a client that is refused says first, where its protocol lets the refusal be read."""
+        if BY_PORT.get(flow.port) not in (Protocol.HTTP, Protocol.HTTPS, Protocol.TLS):
+            return b""
+        with contextlib.suppress(ConnectionError):
+            return (await self._first_bytes(client))[1]
+        return b""
+
+    async def _show(
+        self, client: PlainChannel, refusal: Refusal, first: bytes, flow: Flow, number: str
+    ) -> None:
+        """Let the client read why, if it can; a reset otherwise."""
+        shown = refusals.answer(refusal, first, flow.destination, number)
+        if not shown:
+            return
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(LINGER_S):
+                await client.write(shown)
+                await client.write_eof()
+                left = LINGER_BYTES  # an unread request would reset the answer (RFC 9112, section 9.6)
+                while left > 0 and (data := await client.read()):
+                    left -= len(data)
+                await client.close()
+
+    # -- records -----------------------------------------------------------------------------------
+
+    def _verdict(
+        self, flow: Flow, visitor: Visitor, number: str, because: Because, admission: Admission | None
+    ) -> VerdictRecord:
+        grant = admission.grant if admission else None
+        return VerdictRecord(
+            at=self._now(),
+            flow=number,
+            zone=flow.zone,
+            user=flow.user,
+            bubble=visitor.bubble,
+            name=flow.name if isinstance(flow.name, str) else None,
+            address=None if isinstance(flow.address, Missing) else flow.address,
+            port=flow.port,
+            protocol=_protocol(flow),
+            verdict=Verdict.TUNNEL if admission else Verdict.BLOCK,
+            because=because,
+            policy=(admission.policy if admission else self._gate.policy).hash,
+            tunnel=admission.egress.name if admission else None,
+            peer=grant.peer if grant else None,
+            proof_age_s=round(grant.proof_age_s, 3) if grant else None,
+            enforcement=visitor.enforcement,
+        )
+
+    def _record_refusal(self, refusal: Refusal, flow: Flow, visitor: Visitor, number: str) -> None:
+        self.tallies.refused += 1
+        with contextlib.suppress(AuditUnwritable):  # it is refused anyway; `status` tells the trouble
+            self.records.verdict(self._verdict(flow, visitor, number, refusal.because, None))
+
+    def _end(self, record: VerdictRecord, up: int, down: int, started: float, why: str) -> None:
+        self.tallies.bytes_up += up
+        self.tallies.bytes_down += down
+        duration_s = round(time.monotonic() - started, 3)
+        at = self._now()
+        end = EndRecord(at=at, of=record, bytes_up=up, bytes_down=down, duration_s=duration_s, why=why)
+        with contextlib.suppress(AuditUnwritable):  # the next verdict is denied until one can be written
+            self.records.end(end)
+
+
+def _protocol(flow: Flow) -> Protocol:
+    return flow.transport if isinstance(flow.protocol, Missing) else flow.protocol
+
+
+def _known(host: IPAddress | Missing) -> IPAddress:
+    if isinstance(host, Missing):
+        raise ValueError("its destination is not known")
+    return host

@@ -1,0 +1,397 @@
+"""The supervisor: starts and watches everything, leases what is attested, carries no traffic.
+
+Wires the watching side. The only process with privileges, if any. When it is gone, workers and holders
+end by themselves, and the zones, whose namespaces have no way out, refuse until another one comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import ipaddress
+import os
+import pwd
+import re
+import resource
+import signal
+from collections.abc import Coroutine, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from proxy import ipc, namespaces, notify, paths, prctl, sandbox
+from proxy.admin import AdminSocket, Peer
+from proxy.allocator import Allocator, Synthetic
+from proxy.audit import AuditUnwritable
+from proxy.crew import Bubble, CrewError, Post, Worker
+from proxy.flow import TunnelState
+from proxy.journal import JournalUnusable
+from proxy.messages import (
+    AddressAnswer,
+    Answer,
+    Ask,
+    AskAddress,
+    AskName,
+    Denied,
+    Enter,
+    Entered,
+    FromWorker,
+    Lease,
+    Leave,
+    NameAnswer,
+    Stop,
+    TunnelSetup,
+)
+from proxy.segments import Segments
+from proxy.site import Loaded, SiteError
+from proxy.state import answer_question
+from proxy.tunnels.base import Attestation
+from proxy.tunnels.keeper import Keeper
+
+WORKER_PAUSE_S, WORKER_PAUSE_MOST_S = 0.1, 5.0
+STEADY_S = 10.0
+LEAVE_LIMIT_S = 7.0
+ADOPTION_LIMIT_S = 60.0
+_BUBBLE = re.compile(r"[0-9]{1,10}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where this daemon keeps its socket and what outlives it."""
+
+    run: Path
+    state: Path
+
+    @classmethod
+    def of(cls, loaded: Loaded, environment: Mapping[str, str]) -> Places:
+        """The places that the site names, or those of this user."""
+        site, uid = loaded.site, os.geteuid()
+        return cls(
+            site.run or paths.run_directory(uid, environment),
+            site.state or paths.state_directory(uid, environment),
+        )
+
+
+async def supervise(loaded: Loaded, places: Places, *, cooperative: bool) -> None:
+    """Run the daemon until SIGTERM, SIGINT or `zonegate stop`. SiteError, AdminError at the start."""
+    structural = not (missing := sandbox.missing())
+    if missing and not cooperative:
+        raise SiteError("\n".join([*missing, "or accept less and have it said everywhere: --cooperative"]))
+    prctl.no_core_dump()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    async with AsyncExitStack() as undo:
+        supervisor = Supervisor(loaded, places, structural=structural)
+        await supervisor.up(undo)
+        notify.ready()
+        await supervisor.stopped.wait()
+        notify.stopping()
+        await supervisor.dismiss()
+
+
+class Supervisor:
+    """The daemon. `stopped` is set when it is to end."""
+
+    def __init__(self, loaded: Loaded, places: Places, *, structural: bool) -> None:
+        self.loaded, self.places, self.structural = loaded, places, structural
+        self.since = datetime.now(UTC)
+        self.stopped = asyncio.Event()
+        self.keepers: dict[str, Keeper] = {}
+        self.workers: dict[tuple[str, int], Worker] = {}
+        self.bubbles: dict[str, tuple[Bubble, Peer]] = {}
+        self._posts: dict[tuple[str, int], Post] = {}
+        self._ready: dict[tuple[str, int], asyncio.Event] = {}
+        self._allocators: dict[str, Allocator] = {}
+        self._keep_bubbles = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- up and down -------------------------------------------------------------------------------
+
+    async def up(self, undo: AsyncExitStack) -> None:
+        """Bring everything up; what was brought up is taken down by `undo`, in reverse."""
+        state = self.places.state
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._segments = Segments(state / "audit", clock=lambda: datetime.now(UTC))
+            self._segments.seal_left_over()
+            for zone in self.loaded.site.zones:
+                self._allocators[zone] = allocator = self._allocator(state / f"names-{zone}.jsonl")
+                undo.callback(allocator.close)
+        except (OSError, AuditUnwritable, JournalUnusable) as error:
+            raise SiteError(f"{state}: {error}") from error
+        undo.push_async_callback(self._end_tasks)
+        for name, tunnel in self.loaded.site.tunnels.items():
+            setup = TunnelSetup(
+                name, str(tunnel.host), tunnel.port, tunnel.server_name, tunnel.pins, tunnel.judges_addresses
+            )
+            self.keepers[name] = keeper = Keeper(setup, self.loaded.files[name])
+            self._start(self._keep(keeper))
+        self._admin = AdminSocket(self.places.run / paths.SOCKET, self._serve)
+        undo.push_async_callback(self._admin.hang_up)
+        undo.callback(self._admin.close)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopped.set)
+        self._start_own_workers()
+        self._start(self._release_the_gone())
+
+    async def _release_the_gone(self) -> None:
+        """Bubbles of an earlier daemon that did not come back have ended."""
+        await asyncio.sleep(ADOPTION_LIMIT_S)
+        for allocator in self._allocators.values():
+            for bubble in allocator.bubbles() - self.bubbles.keys():
+                allocator.release(bubble)
+
+    def _allocator(self, journal: Path) -> Allocator:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        names = self.loaded.site.max_names
+        return Allocator(journal, clock=lambda: datetime.now(UTC).timestamp(), boot=boot, quota=names)
+
+    def _start_own_workers(self) -> None:
+        """Have the workers of our own user ready before the first bubble asks."""
+        uid = os.geteuid()
+        for zone in self.loaded.site.zones:
+            login, groups = _identity(uid)
+            allowed = self.loaded.site.may_enter(zone, uid, login, groups)
+            if allowed is not None:
+                self._post(Post(zone, login, uid, allowed))
+
+    async def dismiss(self) -> None:
+        """Send the bubbles home, unless they are to be kept, and wait for them."""
+        self._admin.close()
+        if self._keep_bubbles:
+            return
+        for _, peer in self.bubbles.values():
+            peer.link.send(Leave())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_LIMIT_S):
+                while self.bubbles:
+                    await asyncio.sleep(0.02)
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A task of ours that raises is a bug, and a daemon with a bug stops rather than limps."""
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            notify.say(f"stopping: {task.exception()!r}")
+            self.stopped.set()
+
+    # -- tunnels -----------------------------------------------------------------------------------
+
+    async def _keep(self, keeper: Keeper) -> None:
+        generation = 0
+        said = ""
+        async for judged in keeper.keep():
+            if keeper.generation != generation:
+                generation = keeper.generation
+                for worker in self._workers_of(keeper):
+                    worker.connect_holder(keeper.setup.name)
+            for worker in self._workers_of(keeper):
+                worker.lease(_lease(keeper, judged))
+            words = f"tunnel {keeper.setup.name} is {judged.state}: {judged.words}"
+            if judged.state is not TunnelState.STALE and words != said:
+                said = words
+                notify.say(words)
+
+    def _workers_of(self, keeper: Keeper) -> list[Worker]:
+        zones = self.loaded.site.zones
+        return [
+            worker for (zone, _), worker in self.workers.items() if keeper.setup.name in zones[zone].tunnels
+        ]
+
+    # -- workers -----------------------------------------------------------------------------------
+
+    def _post(self, post: Post) -> Post:
+        """The post of a zone and user, manned if it is not."""
+        key = (post.zone, post.uid)
+        if key not in self._posts:
+            self._posts[key] = post
+            self._ready[key] = asyncio.Event()
+            self._start(self._man(post))
+        return self._posts[key]
+
+    async def _man(self, post: Post) -> None:
+        """Keep a worker at a post; a new one within a second of the last one's end."""
+        key = (post.zone, post.uid)
+        pause_s = WORKER_PAUSE_S
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            worker = Worker(
+                post,
+                self.loaded,
+                self.keepers,
+                self._segments,
+                lambda message: self._answer(post, message),
+                structural=self.structural,
+                number=os.urandom(4).hex(),
+            )
+            try:
+                await worker.start()
+                await self._attend(key, worker)
+            except (CrewError, AuditUnwritable, OSError) as error:
+                notify.say(str(error))
+            finally:
+                self._ready[key].clear()
+                self.workers.pop(key, None)
+                await worker.end()
+            pause_s = (
+                WORKER_PAUSE_S if loop.time() - began > STEADY_S else min(pause_s * 2, WORKER_PAUSE_MOST_S)
+            )
+            notify.say(f"the worker of zone {post.zone} ended; its flows are cut, a new one comes")
+            await asyncio.sleep(pause_s)
+
+    async def _attend(self, key: tuple[str, int], worker: Worker) -> None:
+        """A worker's time of service: leases, the bubbles that were there before, and its questions."""
+        self.workers[key] = worker
+        for tunnel in self.loaded.site.zones[key[0]].tunnels:
+            keeper = self.keepers[tunnel]
+            worker.connect_holder(tunnel)
+            worker.lease(_lease(keeper, keeper.now))
+        self._ready[key].set()
+        again = [self._serve_again(worker, bubble) for bubble in worker.post.bubbles.values()]
+        tasks = [asyncio.create_task(one) for one in again]
+        try:
+            await worker.hear()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _serve_again(self, worker: Worker, bubble: Bubble) -> None:
+        try:
+            await worker.serve(bubble)
+        except CrewError as error:
+            notify.say(f"bubble {bubble.id}: {error}")
+
+    def _answer(self, post: Post, message: FromWorker) -> object | None:
+        """The answer to a worker's question about names; None for what is not one."""
+        allocator = self._allocators[post.zone]
+        match message:
+            case AskName() if message.bubble in post.bubbles:
+                found = allocator.allocate(message.bubble, message.name)
+                if isinstance(found, Synthetic):
+                    return NameAnswer(message.question, str(found.v4), str(found.v6), "", "", "")
+                because = found.because
+                return NameAnswer(message.question, "", "", because.id, because.text, found.cure)
+            case AskName():
+                return NameAnswer(message.question, "", "", "names-unknown", "there is no such bubble", "")
+            case AskAddress():
+                with contextlib.suppress(ValueError):
+                    address = ipaddress.ip_address(message.address)
+                    if message.bubble in post.bubbles:
+                        name = allocator.name_of(message.bubble, address)
+                        return AddressAnswer(message.question, name or "")
+                return AddressAnswer(message.question, "")
+            case _:
+                return None
+
+    # -- commands ----------------------------------------------------------------------------------
+
+    async def _serve(self, peer: Peer) -> None:
+        """Answer one command until it hangs up."""
+        while True:
+            message, fds = await peer.link.receive()
+            try:
+                match message:
+                    case Ask():
+                        peer.link.send(
+                            Answer(answer_question(self, message.what, message.parameters, peer.uid))
+                        )
+                    case Enter():
+                        await self._enter(peer, message, fds)
+                    case Stop():
+                        self._stop(peer, message)
+            finally:
+                ipc.close_all(fds)
+
+    def _stop(self, peer: Peer, message: Stop) -> None:
+        if peer.uid != os.geteuid():
+            peer.link.send(Denied("only the user who runs the daemon may stop it"))
+            return
+        self._keep_bubbles = message.keep_bubbles
+        peer.link.send(Answer("stopping"))
+        self.stopped.set()
+
+    async def _enter(self, peer: Peer, message: Enter, fds: list[int]) -> None:
+        """Serve a bubble for as long as its link lasts."""
+        try:
+            bubble = self._admit(peer, message, fds)
+        except CrewError as error:
+            peer.link.send(Denied(str(error)))
+            return
+        login, groups = _identity(peer.uid)
+        allowed = self.loaded.site.may_enter(bubble.zone, peer.uid, login, groups) or ()
+        post = self._post(Post(bubble.zone, login, peer.uid, allowed))
+        key = (bubble.zone, peer.uid)
+        post.bubbles[bubble.id] = bubble
+        self.bubbles[bubble.id] = (bubble, peer)
+        try:
+            async with asyncio.timeout(LEAVE_LIMIT_S):
+                await self._ready[key].wait()
+            await self.workers[key].serve(bubble)
+            peer.link.send(Entered(bubble.id, bubble.zone, bubble.enforcement))
+            while True:
+                _, more = await peer.link.receive()
+                ipc.close_all(more)
+        except (CrewError, KeyError, TimeoutError) as error:
+            peer.link.send(Denied(str(error) or "its worker does not start; see the daemon's messages"))
+        finally:
+            post.bubbles.pop(bubble.id, None)
+            self.bubbles.pop(bubble.id, None)
+            if key in self.workers:
+                self.workers[key].forget(bubble.id)
+            if not self._keep_bubbles:
+                self._allocators[bubble.zone].release(bubble.id)
+
+    def _admit(self, peer: Peer, message: Enter, fds: list[int]) -> Bubble:
+        """The bubble of a peer that may enter the zone; CrewError in the user's words otherwise."""
+        zones = self.loaded.site.zones
+        if message.zone not in zones:
+            raise CrewError(f'there is no zone "{message.zone}" here; there is {", ".join(sorted(zones))}')
+        login, groups = _identity(peer.uid)
+        if self.loaded.site.may_enter(message.zone, peer.uid, login, groups) is None:
+            people = f"the people of {self.loaded.site.file} say who may"
+            raise CrewError(f'{login} may not enter zone "{message.zone}"; {people}')
+        if len(fds) != 2 or namespaces.is_own_network(fds[1]):
+            raise CrewError("a bubble must bring a network namespace of its own")
+        try:
+            if namespaces.owner_uid(fds[1]) != peer.uid:
+                raise CrewError("that network namespace belongs to another user")
+        except OSError as error:
+            raise CrewError(f"that is no network namespace: {error.strerror}") from error
+        name = message.again
+        if not _BUBBLE.fullmatch(name) or not name.startswith(f"{peer.uid}-") or name in self.bubbles:
+            name = f"{peer.uid}-{os.urandom(6).hex()}"
+        enforcement = "structural" if self.structural and not message.cooperative else "cooperative"
+        return Bubble(name, message.zone, login, peer.uid, message.pid, enforcement, (fds[0], fds[1]))
+
+
+def _lease(keeper: Keeper, judged: Attestation) -> Lease:
+    return Lease(
+        keeper.setup.name, judged.state, judged.words, judged.peer, judged.proof_at_ns, judged.deadline_ns
+    )
+
+
+def _identity(uid: int) -> tuple[str, list[str]]:
+    """The login name of a user and the names of the groups; a number where the system knows no name."""
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return f"#{uid}", []
+    names = []
+    for group in os.getgrouplist(user.pw_name, user.pw_gid):
+        with contextlib.suppress(KeyError):
+            names.append(grp.getgrgid(group).gr_name)
+    return user.pw_name, names

@@ -1,0 +1,115 @@
+"""A channel whose first bytes are looked at before they are given on.
+
+What is carried may have been admitted on the word of a port, or without a word about the protocol: the
+first thing that a side says must then not disprove it, nor claim another name. Only that side's direction
+waits, and only for the bytes that decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from proxy import first_bytes
+from proxy.channel.plain import Channel, NotAdmitted
+from proxy.flow import Missing, Protocol
+from proxy.flow_table import OpenFlow
+from proxy.gate import disagreement
+
+TIME_LIMIT_S = 10.0
+# Where the server speaks first, a flow is dialled on the port's word and both sides are held to it.
+SERVER_FIRST = {Protocol.SSH: b"SSH-"}
+
+
+class Disproved(NotAdmitted):
+    """The first bytes are not what the flow was admitted as; one line."""
+
+
+class Vetted:
+    """`channel`, whose first bytes go through `vet`: it returns whether it has seen enough, and raises
+    Disproved. `vet(data, True)` is the last call: nothing more will come."""
+
+    __slots__ = ("_channel", "_vet")
+
+    def __init__(self, channel: Channel, vet: Callable[[bytes, bool], bool]) -> None:
+        self._channel = channel
+        self._vet: Callable[[bytes, bool], bool] | None = vet
+
+    async def read(self) -> bytes:
+        """See Channel."""
+        data = await self._channel.read()
+        if self._vet is None:
+            return data
+        ended = not data
+        try:
+            async with asyncio.timeout(TIME_LIMIT_S):
+                while not self._vet(data, ended) and not ended:
+                    more = await self._channel.read()
+                    data, ended = data + more, not more
+        except TimeoutError:
+            raise Disproved("its first message has no end") from None
+        self._vet = None
+        return data
+
+    def unread(self, data: bytes) -> None:
+        """See Channel."""
+        self._channel.unread(data)
+
+    async def write(self, data: bytes) -> None:
+        """See Channel."""
+        await self._channel.write(data)
+
+    async def write_eof(self) -> None:
+        """See Channel."""
+        await self._channel.write_eof()
+
+    def guard(self, admitted: Callable[[], bool]) -> None:
+        """See Channel."""
+        self._channel.guard(admitted)
+
+    def abort(self) -> None:
+        """See Channel."""
+        self._channel.abort()
+
+    async def close(self) -> None:
+        """See Channel."""
+        await self._channel.close()
+
+
+def vetted_client(client: Channel, entry: OpenFlow) -> Channel:
+    """What a client whose protocol nobody waited for says first must not disprove what it was taken for."""
+
+    def vet(data: bytes, ended: bool) -> bool:
+        seen = first_bytes.recognise(data)
+        if seen is None:
+            return ended
+        expected = entry.flow.protocol
+        if expected in SERVER_FIRST and seen.protocol is not expected:
+            _disprove(entry, f"its port means {expected}, and its client speaks {seen.protocol}")
+        if seen.malformed and isinstance(expected, Missing):
+            return True  # admitted as any TCP: what only looks like TLS or HTTP claims no name
+        if (refusal := disagreement(entry.flow, seen)) is not None:
+            _disprove(entry, refusal.because.text)
+        return True
+
+    return Vetted(client, vet)
+
+
+def vetted_upstream(upstream: Channel, entry: OpenFlow) -> Channel:
+    """A destination that speaks first is held to its protocol too."""
+    expected = entry.flow.protocol
+    if not isinstance(expected, Protocol) or expected not in SERVER_FIRST:
+        return upstream
+    prefix = SERVER_FIRST[expected]
+
+    def vet(data: bytes, ended: bool) -> bool:
+        if data[: len(prefix)] != prefix[: len(data)]:
+            _disprove(entry, f"its port means {expected}, and its server speaks otherwise")
+        return ended or len(data) >= len(prefix)
+
+    return Vetted(upstream, vet)
+
+
+def _disprove(entry: OpenFlow, because: str) -> None:
+    entry.cut_because = because
+    raise Disproved(because)

@@ -1,0 +1,367 @@
+"""The worker: one zone of one user, sealed. Wires the traffic side and answers to its supervisor.
+
+It was given an empty network namespace, a read-only view of the interpreter's files and a seccomp filter
+that makes no socket; it looks whether that is so before it says a word. Everything it has was handed to
+it. When its supervisor is gone it ends, and its flows with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import os
+import resource
+import socket
+import ssl
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import assert_never
+
+import uvloop
+
+from proxy import allocator, ipc, namespaces, prctl
+from proxy.allocator import Synthetic
+from proxy.audit import Segment, Tally
+from proxy.captured import Captured
+from proxy.channel.contexts import client_context
+from proxy.channel.plain import Backlog
+from proxy.egress import Egress
+from proxy.flow import NEVER, Because, Flow, IPAddress, Origin, Refusal
+from proxy.flow_table import FlowTable, OpenFlow
+from proxy.gate import Gate
+from proxy.link import Link
+from proxy.messages import (
+    TO_WORKER,
+    AddressAnswer,
+    AskAddress,
+    AskName,
+    BubbleGone,
+    Configure,
+    Dialled,
+    Door,
+    Lease,
+    Listen,
+    NameAnswer,
+    NewPolicy,
+    NewSegment,
+    NoSegment,
+    Report,
+    Sealed,
+    Serving,
+    ToWorker,
+    TunnelSetup,
+    WantSegment,
+)
+from proxy.names import BubbleNames
+from proxy.passage import Passage, Visitor
+from proxy.policy import Policy, Problems, load
+
+REPORT_EVERY_S = 1.0
+SECRETS = Path("/secrets")
+OWN_NETWORKS = (
+    allocator.POOL_V4,
+    allocator.POOL_V6,
+    ip_network(namespaces.OWN_V4),
+    ip_network(namespaces.OWN_V6),
+)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Work until the supervisor's end of the link (a descriptor, the first argument) is gone."""
+    sock = socket.socket(fileno=int(arguments[0]))
+    prctl.no_core_dump()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    ipc.send(sock, Sealed(is_sealed()))
+    try:
+        configure, fds = ipc.receive(sock, [Configure])
+        uvloop.run(_work(sock, configure, fds))
+    except ipc.LinkBroken:
+        return
+
+
+def is_sealed() -> bool:
+    """Whether this process cannot make a socket of any kind; what it has was handed to it."""
+    for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+        try:
+            socket.socket(family, socket.SOCK_DGRAM).close()
+        except PermissionError:
+            continue
+        return False
+    return True
+
+
+def boot_ns() -> int:
+    """CLOCK_BOOTTIME: it goes on while the machine sleeps, and nobody can set it."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+async def _work(sock: socket.socket, configure: Configure, fds: list[int]) -> None:
+    link: Link[ToWorker] = Link(sock, TO_WORKER)
+    worker = Worker(link, configure, fds)
+    gc.collect()
+    gc.freeze()
+    await worker.work()
+
+
+class Worker:
+    """The wiring of one worker."""
+
+    def __init__(self, link: Link[ToWorker], configure: Configure, fds: list[int]) -> None:
+        self._link, self._configure = link, configure
+        policy_fd, segment_fd, *tunnel_fds = fds
+        backlog = Backlog()
+        self._backlog = backlog
+        self._egresses = {
+            setup.name: Egress(setup, _context(setup, *tunnel_fds[at * 4 : at * 4 + 3]), backlog, boot_ns)
+            for at, setup in enumerate(configure.tunnels)
+        }
+        self._tasks: set[asyncio.Task[None]] = set()
+        for at, egress in enumerate(self._egresses.values()):
+            self._connect_holder(egress, tunnel_fds[at * 4 + 3])
+        policy = load(ipc.read_file(policy_fd), configure.policy_file, OWN_NETWORKS)
+        self._gate = Gate(policy, tuple(self._egresses.values()))
+        self._table = FlowTable(configure.max_flows)
+        if configure.counted_only:
+            os.close(segment_fd)
+            self._records: Segment | Tally = Tally()
+        else:
+            self._records = Segment(segment_fd, max_bytes=configure.segment_bytes)
+        self._passage = Passage(self._gate, self._table, self._records, _now, _numbers())
+        self._bubbles: dict[str, Captured] = {}
+        self._questions = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[NameAnswer | AddressAnswer]] = {}
+        self._edge: asyncio.TimerHandle | None = None
+
+    async def work(self) -> None:
+        """Until the supervisor is gone."""
+        self._start(self._report_for_ever())
+        self._await_edge()
+        try:
+            while True:
+                message, fds = await self._link.receive()
+                self._hear(message, fds)
+        except ipc.LinkBroken:
+            return
+        finally:
+            self._table.cut(lambda _: True, "the daemon stopped")
+            for bubble in self._bubbles.values():
+                bubble.close()
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _hear(self, message: ToWorker, fds: list[int]) -> None:
+        match message:
+            case Lease():
+                self._take_lease(message)
+            case Listen():
+                self._listen(message, fds)
+            case BubbleGone():
+                self._forget(message.bubble)
+            case Door():
+                self._connect_holder(self._egresses[message.tunnel], fds[0])
+            case NewPolicy():
+                self._replace_policy(ipc.read_file(fds[0]), message.policy_file)
+            case NewSegment():
+                if isinstance(self._records, Segment):
+                    self._records.replace(fds[0])
+            case NoSegment():
+                if isinstance(self._records, Segment):
+                    self._records.bar(message.reason)
+            case NameAnswer() | AddressAnswer():
+                asked = self._asked.pop(message.question, None)
+                if asked is not None and not asked.done():
+                    asked.set_result(message)
+            case Configure():
+                raise ipc.LinkBroken("a worker is configured once")
+            case _:
+                assert_never(message)
+
+    # -- tunnels -----------------------------------------------------------------------------------
+
+    def _connect_holder(self, egress: Egress, fd: int) -> None:
+        link: Link[Dialled] = Link(socket.socket(fileno=fd), [Dialled])
+        egress.connect_holder(link)
+        self._start(egress.hear_holder())
+
+    def _take_lease(self, lease: Lease) -> None:
+        egress = self._egresses[lease.tunnel]
+        if not egress.leased or not lease.deadline_ns:
+            self._cut_tunnel(egress.name, lease.words)
+        egress.renew(lease)
+        if lease.deadline_ns:
+            self._watch_lease(egress)
+
+    def _watch_lease(self, egress: Egress) -> None:
+        """Cut at the deadline; every byte asks the clock as well, so a late timer lets nothing through."""
+        deadline_ns = egress.deadline_ns
+        left_s = max(0.0, (deadline_ns - boot_ns()) / 1e9)
+
+        def expired() -> None:
+            if egress.deadline_ns == deadline_ns and not egress.leased:
+                self._cut_tunnel(egress.name, egress.words)
+
+        asyncio.get_running_loop().call_later(left_s + 0.001, expired)
+
+    def _cut_tunnel(self, tunnel: str, words: str) -> None:
+        self._table.cut(lambda flow: flow.tunnel == tunnel, f"tunnel {tunnel} lost: {words}")
+
+    # -- bubbles -----------------------------------------------------------------------------------
+
+    def _listen(self, message: Listen, fds: list[int]) -> None:
+        self._forget(message.bubble)
+        listeners = [socket.socket(fileno=fd) for fd in fds]
+        names = BubbleNames(message.bubble, self._ask_name, self._ask_address)
+        self._bubbles[message.bubble] = Captured(
+            Visitor(message.bubble, message.enforcement),
+            listeners,
+            names,
+            self._passage,
+            self._new_flow,
+            self._backlog,
+            self._configure.max_flows,
+            self._has_room,
+        )
+        self._link.send(Serving(message.bubble))
+
+    def _forget(self, bubble: str) -> None:
+        captured = self._bubbles.pop(bubble, None)
+        if captured is not None:
+            captured.close()
+            self._table.cut(lambda flow: flow.bubble == bubble, "the bubble ended")
+
+    def _has_room(self) -> bool:
+        return sum(map(len, self._bubbles.values())) < self._configure.max_flows
+
+    def _new_flow(self, name: str | None, address: IPAddress | None, port: int) -> Flow:
+        return Flow(
+            zone=self._configure.zone,
+            user=self._configure.user,
+            groups=frozenset(self._configure.groups),
+            port=port,
+            at=_now(),
+            name=NEVER if name is None else name,
+            address=NEVER if address is None else address,
+        )
+
+    async def _ask_name(self, bubble: str, name: str) -> Synthetic | Refusal:
+        answer = await self._ask(lambda question: AskName(question, bubble, name))
+        if not isinstance(answer, NameAnswer):
+            raise ipc.LinkBroken("the answer to a name is not one")
+        if answer.refused:
+            return Refusal(Because(Origin.GATE, answer.fault, answer.refused), answer.cure)
+        offset = allocator.offset_of(ip_address(answer.v4))
+        if offset is None:
+            raise ipc.LinkBroken("the answer to a name is no synthetic address")
+        return Synthetic.at(offset)
+
+    async def _ask_address(self, bubble: str, address: IPAddress) -> str | None:
+        answer = await self._ask(lambda question: AskAddress(question, bubble, str(address)))
+        if not isinstance(answer, AddressAnswer):
+            raise ipc.LinkBroken("the answer to an address is not one")
+        return answer.name or None
+
+    async def _ask(self, question: Callable[[int], AskName | AskAddress]) -> NameAnswer | AddressAnswer:
+        number = next(self._questions)
+        asked: asyncio.Future[NameAnswer | AddressAnswer] = asyncio.get_running_loop().create_future()
+        self._asked[number] = asked
+        self._link.send(question(number))
+        try:
+            return await asked
+        finally:
+            self._asked.pop(number, None)
+
+    # -- policy ------------------------------------------------------------------------------------
+
+    def _replace_policy(self, text: bytes, file: str) -> None:
+        """Swap the policy and cut what it would not admit. A text that does not load changes nothing."""
+        try:
+            policy: Policy = load(text, file, OWN_NETWORKS)
+        except Problems:
+            return
+        self._gate.policy = policy
+        self._judge_again("the policy was replaced")
+        self._await_edge()
+
+    def _judge_again(self, because: str) -> None:
+        now = _now()
+
+        def lost(flow: OpenFlow) -> bool:
+            return not self._gate.admits_still(flow.flow, flow.tunnel, now)
+
+        self._table.cut(lost, because)
+
+    def _await_edge(self) -> None:
+        """Judge open flows again when a time window opens or closes."""
+        if self._edge is not None:
+            self._edge.cancel()
+            self._edge = None
+        now = _now()
+        edge = self._gate.policy.next_edge(now)
+        if edge is not None:
+            pause_s = min(3600.0, max(0.0, (edge - now).total_seconds()))
+            self._edge = asyncio.get_running_loop().call_later(pause_s, self._at_edge)
+
+    def _at_edge(self) -> None:
+        self._judge_again("its time is over")
+        self._await_edge()
+
+    # -- reports -----------------------------------------------------------------------------------
+
+    async def _report_for_ever(self) -> None:
+        asked_for_segment = False
+        while True:
+            await asyncio.sleep(REPORT_EVERY_S)
+            tallies = self._passage.tallies
+            self._link.send(
+                Report(
+                    open_flows=len(self._table),
+                    admitted=tallies.admitted,
+                    refused=tallies.refused,
+                    bytes_up=tallies.bytes_up,
+                    bytes_down=tallies.bytes_down,
+                    audit_trouble=self._records.trouble,
+                    policy_hash=self._gate.policy.hash,
+                )
+            )
+            wanted = self._records.is_full or bool(self._records.trouble)
+            if wanted and not asked_for_segment:
+                self._link.send(WantSegment())
+            asked_for_segment = wanted and not asked_for_segment
+
+
+def _context(setup: TunnelSetup, ca: int, certificate: int, key: int) -> ssl.SSLContext:
+    """The TLS of a tunnel. OpenSSL reads keys from files only: they lie for a moment in private memory."""
+    place = SECRETS if SECRETS.is_dir() else Path(tempfile.mkdtemp())
+    files = {"certificate": place / f"{setup.name}.pem", "key": place / f"{setup.name}.key"}
+    try:
+        for name, fd in (("certificate", certificate), ("key", key)):
+            files[name].touch(mode=0o600)
+            files[name].write_bytes(ipc.read_file(fd))
+        return client_context(ca_pem=ipc.read_file(ca).decode(), **files)
+    finally:
+        for file in files.values():
+            file.unlink(missing_ok=True)
+        if place != SECRETS:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _numbers() -> Callable[[], str]:
+    """Flow ids: a random word of this worker, and a count."""
+    word = os.urandom(3).hex()
+    count = itertools.count(1)
+    return lambda: f"{word}-{next(count)}"
