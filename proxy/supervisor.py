@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import grp
-import ipaddress
 import os
-import pwd
-import re
 import resource
 import signal
 from collections.abc import Coroutine, Mapping
@@ -21,29 +17,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from proxy import ipc, namespaces, notify, paths, prctl, sandbox
+from proxy import ipc, name_service, notify, paths, prctl, sandbox
 from proxy.admin import AdminSocket, Peer
-from proxy.allocator import Allocator, Synthetic
+from proxy.allocator import Allocator
 from proxy.audit import AuditUnwritable
 from proxy.crew import Bubble, CrewError, Post, Worker
 from proxy.flow import TunnelState
 from proxy.journal import JournalUnusable
 from proxy.messages import (
-    AddressAnswer,
     Answer,
     Ask,
-    AskAddress,
-    AskName,
     Denied,
     Enter,
     Entered,
-    FromWorker,
     Lease,
     Leave,
-    NameAnswer,
     Stop,
     TunnelSetup,
 )
+from proxy.reception import NotAdmitted, admit, identity
 from proxy.segments import Segments
 from proxy.site import Loaded, SiteError
 from proxy.state import answer_question
@@ -54,7 +46,6 @@ WORKER_PAUSE_S, WORKER_PAUSE_MOST_S = 0.1, 5.0
 STEADY_S = 10.0
 LEAVE_LIMIT_S = 7.0
 ADOPTION_LIMIT_S = 60.0
-_BUBBLE = re.compile(r"[0-9]{1,10}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +144,7 @@ class Supervisor:
         """Have the workers of our own user ready before the first bubble asks."""
         uid = os.geteuid()
         for zone in self.loaded.site.zones:
-            login, groups = _identity(uid)
+            login, groups = identity(uid)
             allowed = self.loaded.site.may_enter(zone, uid, login, groups)
             if allowed is not None:
                 self._post(Post(zone, login, uid, allowed))
@@ -233,7 +224,7 @@ class Supervisor:
                 self.loaded,
                 self.keepers,
                 self._segments,
-                lambda message: self._answer(post, message),
+                lambda message: name_service.answer(self._allocators[post.zone], post.bubbles, message),
                 structural=self.structural,
                 number=os.urandom(4).hex(),
             )
@@ -275,28 +266,6 @@ class Supervisor:
         except CrewError as error:
             notify.say(f"bubble {bubble.id}: {error}")
 
-    def _answer(self, post: Post, message: FromWorker) -> object | None:
-        """The answer to a worker's question about names; None for what is not one."""
-        allocator = self._allocators[post.zone]
-        match message:
-            case AskName() if message.bubble in post.bubbles:
-                found = allocator.allocate(message.bubble, message.name)
-                if isinstance(found, Synthetic):
-                    return NameAnswer(message.question, str(found.v4), str(found.v6), "", "", "")
-                because = found.because
-                return NameAnswer(message.question, "", "", because.id, because.text, found.cure)
-            case AskName():
-                return NameAnswer(message.question, "", "", "names-unknown", "there is no such bubble", "")
-            case AskAddress():
-                with contextlib.suppress(ValueError):
-                    address = ipaddress.ip_address(message.address)
-                    if message.bubble in post.bubbles:
-                        name = allocator.name_of(message.bubble, address)
-                        return AddressAnswer(message.question, name or "")
-                return AddressAnswer(message.question, "")
-            case _:
-                return None
-
     # -- commands ----------------------------------------------------------------------------------
 
     async def _serve(self, peer: Peer) -> None:
@@ -327,13 +296,13 @@ class Supervisor:
     async def _enter(self, peer: Peer, message: Enter, fds: list[int]) -> None:
         """Serve a bubble for as long as its link lasts."""
         try:
-            bubble = self._admit(peer, message, fds)
-        except CrewError as error:
+            bubble, groups = admit(
+                self.loaded.site, peer.uid, message, fds, self.bubbles, structural=self.structural
+            )
+        except NotAdmitted as error:
             peer.link.send(Denied(str(error)))
             return
-        login, groups = _identity(peer.uid)
-        allowed = self.loaded.site.may_enter(bubble.zone, peer.uid, login, groups) or ()
-        post = self._post(Post(bubble.zone, login, peer.uid, allowed))
+        post = self._post(Post(bubble.zone, bubble.user, peer.uid, groups))
         key = (bubble.zone, peer.uid)
         post.bubbles[bubble.id] = bubble
         self.bubbles[bubble.id] = (bubble, peer)
@@ -355,43 +324,8 @@ class Supervisor:
             if not self._keep_bubbles:
                 self._allocators[bubble.zone].release(bubble.id)
 
-    def _admit(self, peer: Peer, message: Enter, fds: list[int]) -> Bubble:
-        """The bubble of a peer that may enter the zone; CrewError in the user's words otherwise."""
-        zones = self.loaded.site.zones
-        if message.zone not in zones:
-            raise CrewError(f'there is no zone "{message.zone}" here; there is {", ".join(sorted(zones))}')
-        login, groups = _identity(peer.uid)
-        if self.loaded.site.may_enter(message.zone, peer.uid, login, groups) is None:
-            people = f"the people of {self.loaded.site.file} say who may"
-            raise CrewError(f'{login} may not enter zone "{message.zone}"; {people}')
-        if len(fds) != 2 or namespaces.is_own_network(fds[1]):
-            raise CrewError("a bubble must bring a network namespace of its own")
-        try:
-            if namespaces.owner_uid(fds[1]) != peer.uid:
-                raise CrewError("that network namespace belongs to another user")
-        except OSError as error:
-            raise CrewError(f"that is no network namespace: {error.strerror}") from error
-        name = message.again
-        if not _BUBBLE.fullmatch(name) or not name.startswith(f"{peer.uid}-") or name in self.bubbles:
-            name = f"{peer.uid}-{os.urandom(6).hex()}"
-        enforcement = "structural" if self.structural and not message.cooperative else "cooperative"
-        return Bubble(name, message.zone, login, peer.uid, message.pid, enforcement, (fds[0], fds[1]))
-
 
 def _lease(keeper: Keeper, judged: Attestation) -> Lease:
     return Lease(
         keeper.setup.name, judged.state, judged.words, judged.peer, judged.proof_at_ns, judged.deadline_ns
     )
-
-
-def _identity(uid: int) -> tuple[str, list[str]]:
-    """The login name of a user and the names of the groups; a number where the system knows no name."""
-    try:
-        user = pwd.getpwuid(uid)
-    except KeyError:
-        return f"#{uid}", []
-    names = []
-    for group in os.getgrouplist(user.pw_name, user.pw_gid):
-        with contextlib.suppress(KeyError):
-            names.append(grp.getgrgid(group).gr_name)
-    return user.pw_name, names
