@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from proxy import ipc, name_service, notify, paths, prctl, sandbox
+from proxy import ipc, name_service, notify, paths, prctl, remains, sandbox
 from proxy.admin import AdminSocket, Peer
 from proxy.allocator import Allocator
 from proxy.audit import AuditUnwritable
@@ -94,7 +94,7 @@ class Supervisor:
         self.bubbles: dict[str, tuple[Bubble, Peer]] = {}
         self._posts: dict[tuple[str, int], Post] = {}
         self._ready: dict[tuple[str, int], asyncio.Event] = {}
-        self._allocators: dict[str, Allocator] = {}
+        self._allocators: dict[tuple[str, int], Allocator] = {}
         self._keep_bubbles = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -107,11 +107,9 @@ class Supervisor:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._segments = Segments(state / "audit", clock=lambda: datetime.now(UTC))
             self._segments.seal_left_over()
-            for zone in self.loaded.site.zones:
-                self._allocators[zone] = allocator = self._allocator(state / f"names-{zone}.jsonl")
-                undo.callback(allocator.close)
-        except (OSError, AuditUnwritable, JournalUnusable) as error:
+        except (OSError, AuditUnwritable) as error:
             raise SiteError(f"{state}: {error}") from error
+        undo.callback(self._close_allocators)
         undo.push_async_callback(self._end_tasks)
         for name, tunnel in self.loaded.site.tunnels.items():
             setup = TunnelSetup(
@@ -125,20 +123,27 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopped.set)
-        self._start_own_workers()
-        self._start(self._release_the_gone())
+        try:
+            self._start_own_workers()
+        except (OSError, JournalUnusable) as error:
+            raise SiteError(f"{state}: {error}") from error
 
-    async def _release_the_gone(self) -> None:
+    async def _release_the_gone(self, allocator: Allocator) -> None:
         """Bubbles of an earlier daemon that did not come back have ended."""
         await asyncio.sleep(ADOPTION_LIMIT_S)
-        for allocator in self._allocators.values():
-            for bubble in allocator.bubbles() - self.bubbles.keys():
-                allocator.release(bubble)
+        for bubble in allocator.bubbles() - self.bubbles.keys():
+            allocator.release(bubble)
 
-    def _allocator(self, journal: Path) -> Allocator:
+    def _allocator(self, zone: str, uid: int) -> Allocator:
+        """The names of one user in one zone: what others asked for is nobody's to infer from an address."""
+        journal = self.places.state / f"names-{zone}-{uid}.jsonl"
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        names = self.loaded.site.max_names
-        return Allocator(journal, clock=lambda: datetime.now(UTC).timestamp(), boot=boot, quota=names)
+        quota = self.loaded.site.max_names
+        return Allocator(journal, clock=lambda: datetime.now(UTC).timestamp(), boot=boot, quota=quota)
+
+    def _close_allocators(self) -> None:
+        for allocator in self._allocators.values():
+            allocator.close()
 
     def _start_own_workers(self) -> None:
         """Have the workers of our own user ready before the first bubble asks."""
@@ -154,6 +159,7 @@ class Supervisor:
         self._admin.close()
         if self._keep_bubbles:
             return
+        (self.places.run / remains.FILE).unlink(missing_ok=True)
         for _, peer in self.bubbles.values():
             peer.link.send(Leave())
         with contextlib.suppress(TimeoutError):
@@ -207,6 +213,8 @@ class Supervisor:
         """The post of a zone and user, manned if it is not."""
         key = (post.zone, post.uid)
         if key not in self._posts:
+            self._allocators[key] = allocator = self._allocator(*key)
+            self._start(self._release_the_gone(allocator))
             self._posts[key] = post
             self._ready[key] = asyncio.Event()
             self._start(self._man(post))
@@ -215,6 +223,7 @@ class Supervisor:
     async def _man(self, post: Post) -> None:
         """Keep a worker at a post; a new one within a second of the last one's end."""
         key = (post.zone, post.uid)
+        allocator = self._allocators[key]
         pause_s = WORKER_PAUSE_S
         loop = asyncio.get_running_loop()
         while True:
@@ -224,7 +233,9 @@ class Supervisor:
                 self.loaded,
                 self.keepers,
                 self._segments,
-                lambda message: name_service.answer(self._allocators[post.zone], post.bubbles, message),
+                lambda message: name_service.answer(
+                    self._allocators[post.zone, post.uid], post.bubbles, message
+                ),
                 structural=self.structural,
                 number=os.urandom(4).hex(),
             )
@@ -302,10 +313,15 @@ class Supervisor:
         except NotAdmitted as error:
             peer.link.send(Denied(str(error)))
             return
-        post = self._post(Post(bubble.zone, bubble.user, peer.uid, groups))
+        try:
+            post = self._post(Post(bubble.zone, bubble.user, peer.uid, groups))
+        except (OSError, JournalUnusable) as error:
+            peer.link.send(Denied(f"the names of zone {bubble.zone} cannot be kept: {error}"))
+            return
         key = (bubble.zone, peer.uid)
         post.bubbles[bubble.id] = bubble
         self.bubbles[bubble.id] = (bubble, peer)
+        self._remember()
         try:
             async with asyncio.timeout(LEAVE_LIMIT_S):
                 await self._ready[key].wait()
@@ -319,10 +335,19 @@ class Supervisor:
         finally:
             post.bubbles.pop(bubble.id, None)
             self.bubbles.pop(bubble.id, None)
+            self._remember()
             if key in self.workers:
                 self.workers[key].forget(bubble.id)
             if not self._keep_bubbles:
-                self._allocators[bubble.zone].release(bubble.id)
+                self._allocators[key].release(bubble.id)
+
+    def _remember(self) -> None:
+        """Keep a list of who is inside, for `cleanup` after a kill; nothing else depends on it."""
+        if self._keep_bubbles and self.stopped.is_set():
+            return
+        with contextlib.suppress(OSError):
+            inside = [remains.Remaining(bubble.id, peer.pid) for bubble, peer in self.bubbles.values()]
+            remains.remember(self.places.run, inside)
 
 
 def _lease(keeper: Keeper, judged: Attestation) -> Lease:

@@ -19,28 +19,26 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import assert_never
 
 import uvloop
 
 from proxy import allocator, ipc, namespaces, prctl
-from proxy.allocator import Synthetic
+from proxy.asking import Asking
 from proxy.audit import Segment, Tally
 from proxy.captured import Captured
 from proxy.channel.contexts import client_context
 from proxy.channel.plain import Backlog
 from proxy.egress import Egress
-from proxy.flow import NEVER, Because, Flow, IPAddress, Origin, Refusal
+from proxy.flow import NEVER, Flow, IPAddress
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import Gate
 from proxy.link import Link
 from proxy.messages import (
     TO_WORKER,
     AddressAnswer,
-    AskAddress,
-    AskName,
     BubbleGone,
     Configure,
     Dialled,
@@ -135,8 +133,7 @@ class Worker:
             self._records = Segment(segment_fd, max_bytes=configure.segment_bytes)
         self._passage = Passage(self._gate, self._table, self._records, _now, _numbers())
         self._bubbles: dict[str, Captured] = {}
-        self._questions = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[NameAnswer | AddressAnswer]] = {}
+        self._asking = Asking(link.send)
         self._edge: asyncio.TimerHandle | None = None
 
     async def work(self) -> None:
@@ -178,9 +175,7 @@ class Worker:
                 if isinstance(self._records, Segment):
                     self._records.bar(message.reason)
             case NameAnswer() | AddressAnswer():
-                asked = self._asked.pop(message.question, None)
-                if asked is not None and not asked.done():
-                    asked.set_result(message)
+                self._asking.answered(message)
             case Configure():
                 raise ipc.LinkBroken("a worker is configured once")
             case _:
@@ -220,7 +215,7 @@ class Worker:
     def _listen(self, message: Listen, fds: list[int]) -> None:
         self._forget(message.bubble)
         listeners = [socket.socket(fileno=fd) for fd in fds]
-        names = BubbleNames(message.bubble, self._ask_name, self._ask_address)
+        names = BubbleNames(message.bubble, self._asking.address_of, self._asking.name_of)
         self._bubbles[message.bubble] = Captured(
             Visitor(message.bubble, message.enforcement),
             listeners,
@@ -252,33 +247,6 @@ class Worker:
             name=NEVER if name is None else name,
             address=NEVER if address is None else address,
         )
-
-    async def _ask_name(self, bubble: str, name: str) -> Synthetic | Refusal:
-        answer = await self._ask(lambda question: AskName(question, bubble, name))
-        if not isinstance(answer, NameAnswer):
-            raise ipc.LinkBroken("the answer to a name is not one")
-        if answer.refused:
-            return Refusal(Because(Origin.GATE, answer.fault, answer.refused), answer.cure)
-        offset = allocator.offset_of(ip_address(answer.v4))
-        if offset is None:
-            raise ipc.LinkBroken("the answer to a name is no synthetic address")
-        return Synthetic.at(offset)
-
-    async def _ask_address(self, bubble: str, address: IPAddress) -> str | None:
-        answer = await self._ask(lambda question: AskAddress(question, bubble, str(address)))
-        if not isinstance(answer, AddressAnswer):
-            raise ipc.LinkBroken("the answer to an address is not one")
-        return answer.name or None
-
-    async def _ask(self, question: Callable[[int], AskName | AskAddress]) -> NameAnswer | AddressAnswer:
-        number = next(self._questions)
-        asked: asyncio.Future[NameAnswer | AddressAnswer] = asyncio.get_running_loop().create_future()
-        self._asked[number] = asked
-        self._link.send(question(number))
-        try:
-            return await asked
-        finally:
-            self._asked.pop(number, None)
 
     # -- policy ------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "up": ("proxy.cli.up", "run the daemon"),
     "status": ("proxy.cli.status", "what is up, what is proved, who is inside"),
     "stop": ("proxy.cli.stop", "end the daemon and its bubbles"),
+    "cleanup": ("proxy.cli.cleanup", "end the bubbles that a killed daemon left"),
     "gateway": ("proxy.cli.gateway", "run the corporate end of an mtls tunnel"),
 }
 

@@ -1,0 +1,77 @@
+"""What a daemon that was killed leaves behind: bubbles, shut in. Who they are is kept beside its socket.
+
+A process is known by its number and its start time together, so that a number used again is nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE = "bubbles.json"
+GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Remaining:
+    """A `zonegate run` process that is still there."""
+
+    bubble: str
+    pid: int
+
+
+def remember(run: Path, bubbles: Iterable[Remaining]) -> None:
+    """Write down who is inside; replaced whole, so that a crash leaves the old list or the new one."""
+    rows = [{"bubble": one.bubble, "pid": one.pid, "started": _started(one.pid)} for one in bubbles]
+    draft = run / f".{FILE}"
+    draft.touch(mode=0o600)
+    draft.write_text(json.dumps(rows))
+    draft.replace(run / FILE)
+
+
+def remaining(run: Path) -> list[Remaining]:
+    """Those of the list that are still there. A list that is missing or torn is empty."""
+    try:
+        rows = json.loads((run / FILE).read_text())
+        found = [(Remaining(str(row["bubble"]), int(row["pid"])), row["started"]) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [one for one, started in found if started and _started(one.pid) == started]
+
+
+def end(bubbles: Iterable[Remaining]) -> None:
+    """End them: SIGTERM to their programs, SIGKILL to those that are there after a grace period."""
+    waiting = []
+    for one in bubbles:
+        with contextlib.suppress(ProcessLookupError):
+            waiting.append(os.pidfd_open(one.pid))
+            signal.pidfd_send_signal(waiting[-1], signal.SIGTERM)
+    until = time.monotonic() + GRACE_S
+    for pidfd in waiting:
+        while time.monotonic() < until and _alive(pidfd):
+            time.sleep(0.02)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+
+
+def _alive(pidfd: int) -> bool:
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _started(pid: int) -> str:
+    """The start time of a process in clock ticks since boot (proc(5), stat, field 22); empty if none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
