@@ -4,6 +4,9 @@ A message is a frozen dataclass of plain fields. On the wire it is a JSON object
 class; a peer that sends an unknown class, an unknown field, a wrong type or a wrong number of
 descriptors has broken the link, and the link is closed. Nothing is ever unpickled.
 
+How many descriptors a message brings, (least, most), stands in its class as `descriptors`; without it,
+none. A descriptor that nobody expects is a leak, or worse.
+
 Standard library only: the holder imports it. Knows no message (see messages), no process and no event
 loop (see link).
 """
@@ -13,17 +16,24 @@ from __future__ import annotations
 import array
 import contextlib
 import dataclasses
+import errno
+import fcntl
+import functools
 import json
+import math
 import os
 import socket
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
 MAX_MESSAGE_BYTES = 128 * 1024
 MAX_DESCRIPTORS = 64
+_INT64 = range(-(1 << 63), 1 << 63)  # what every call that a number may end in can take
+_NO_DESCRIPTORS = (0, 0)
+_ALL_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class LinkBroken(Exception):
@@ -39,9 +49,10 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def encode(message: object) -> bytes:
-    """The bytes of a message; ValueError if it is too long for one datagram."""
+    """The bytes of a message; ValueError if it is too long for one datagram or its text is no Unicode."""
     fields = dataclasses.asdict(message)  # type: ignore[call-overload] # any dataclass instance
-    data: bytes = json.dumps({"is": type(message).__name__, **fields}, separators=(",", ":")).encode()
+    named = {"is": type(message).__name__, **fields}
+    data: bytes = json.dumps(named, separators=(",", ":"), ensure_ascii=False).encode()
     if len(data) > MAX_MESSAGE_BYTES:
         raise ValueError(f"{type(message).__name__} of {len(data)} bytes is too long for one message")
     return data
@@ -58,11 +69,22 @@ def decode[M](data: bytes, accepted: Sequence[type[M]]) -> M:
     name = fields.pop("is", None)
     kind = next((kind for kind in accepted if kind.__name__ == name), None)
     if kind is None:
-        raise LinkBroken(f"message {name!r} is not expected here")
-    hints = typing.get_type_hints(kind)
+        raise LinkBroken(f"message {name!r:.60} is not expected here")
+    return _built(kind.__name__, kind, fields)
+
+
+def _built[M](place: str, kind: type[M], fields: Mapping[str, Any]) -> M:
+    hints = _hints(kind)  # type: ignore[arg-type] # a class is hashable, whatever its instances are
     if fields.keys() != hints.keys():
-        raise LinkBroken(f"message {name} has the fields {sorted(fields)}, not {sorted(hints)}")
-    return kind(**{key: _checked(f"{name}.{key}", value, hints[key]) for key, value in fields.items()})
+        raise LinkBroken(f"message {place} has not the fields {', '.join(hints)} and no other")
+    return kind(**{key: _checked(f"{place}.{key}", value, hints[key]) for key, value in fields.items()})
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> Mapping[str, Any]:
+    """The types of the fields of a message."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def _checked(place: str, value: Any, hint: Any) -> Any:
@@ -77,34 +99,59 @@ def _checked(place: str, value: Any, hint: Any) -> Any:
             raise LinkBroken(f"{place} is not a list")
         return tuple(_checked(place, item, args[0]) for item in value)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
-        try:
-            return hint(value)
-        except ValueError as error:
-            raise LinkBroken(f"{place} is not a {hint.__name__}") from error
+        if value not in list(hint):
+            raise LinkBroken(f"{place} is not a {hint.__name__}")
+        return hint(value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
             raise LinkBroken(f"{place} is not an object")
-        return decode(json.dumps({"is": hint.__name__, **value}).encode(), [hint])
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
+        return _built(place, hint, value)
+    if hint is float and type(value) is int and value in _INT64:
+        value = float(value)
+    if type(value) is not hint or not _is_sane(value):
         raise LinkBroken(f"{place} is not a {getattr(hint, '__name__', hint)}")
     return value
 
 
-# -- one end of a link ----------------------------------------------------------
+def _is_sane(value: object) -> bool:
+    """Whether a value can be used without a surprise: JSON can say more than a call or a log can take."""
+    match value:
+        case str():
+            return not any("\ud800" <= character <= "\udfff" for character in value)
+        case float():
+            return math.isfinite(value)
+        case int():
+            return value in _INT64
+    return True
 
 
-def send(sock: socket.socket, message: object, fds: Iterable[int] = ()) -> None:
-    """Send one message; LinkBroken if the peer is gone, BlockingIOError if a non-blocking peer is full."""
-    descriptors = array.array("i", fds)
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)] if descriptors else []
+# -- one end of a link -------------------------------------------------------------------------------
+
+
+def send(sock: socket.socket, message: object, fds: Sequence[int] = ()) -> None:
+    """Send one message; LinkBroken if the peer is gone, BlockingIOError if a non-blocking peer is full.
+
+    ValueError if the message cannot be sent or brings another number of descriptors than it should.
+    """
+    transmit(sock, packed(message, fds), fds)
+
+
+def packed(message: object, fds: Sequence[int] = ()) -> bytes:
+    """The bytes of a message that is to go with these descriptors; ValueError where it may not."""
+    if trouble := _wrong_count(type(message), fds):
+        raise ValueError(trouble)
+    return encode(message)
+
+
+def transmit(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    """Send what `packed` gave; raises as `send` does."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
-        sock.sendmsg([encode(message)], ancillary, socket.MSG_NOSIGNAL)
+        sock.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
     except BlockingIOError:
         raise
     except OSError as error:
-        raise LinkBroken(f"the other end is gone ({os.strerror(error.errno or 0)})") from error
+        raise LinkBroken(f"the other end is gone ({error.strerror or error})") from error
 
 
 def receive[M](sock: socket.socket, accepted: Sequence[type[M]]) -> tuple[M, list[int]]:
@@ -116,7 +163,7 @@ def receive[M](sock: socket.socket, accepted: Sequence[type[M]]) -> tuple[M, lis
     except BlockingIOError:
         raise
     except OSError as error:
-        raise LinkBroken(f"the other end is gone ({os.strerror(error.errno or 0)})") from error
+        raise LinkBroken(f"the other end is gone ({error.strerror or error})") from error
     fds: list[int] = []
     for level, kind, payload in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -128,10 +175,20 @@ def receive[M](sock: socket.socket, accepted: Sequence[type[M]]) -> tuple[M, lis
             raise LinkBroken("the other end is gone")
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise LinkBroken("a message was cut short")
-        return decode(data, accepted), fds
-    except LinkBroken:
+        message = decode(data, accepted)
+        if trouble := _wrong_count(type(message), fds):
+            raise LinkBroken(trouble)
+    except BaseException:
         close_all(fds)
         raise
+    return message, fds
+
+
+def _wrong_count(kind: type, fds: Sequence[int]) -> str:
+    least, most = getattr(kind, "descriptors", _NO_DESCRIPTORS)
+    if least <= len(fds) <= most:
+        return ""
+    return f"{kind.__name__} goes with {least} to {most} descriptors, not {len(fds)}"
 
 
 def close_all(fds: Iterable[int]) -> None:
@@ -142,15 +199,28 @@ def close_all(fds: Iterable[int]) -> None:
 
 
 def memory_file(name: str, content: bytes) -> int:
-    """A read-from-the-start descriptor of an anonymous file: how a secret travels between processes."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    os.write(fd, content)
-    os.lseek(fd, 0, os.SEEK_SET)
+    """A read-from-the-start descriptor of an anonymous file: how a secret travels between processes.
+
+    It is sealed: whoever gets the descriptor can read it and can change it for nobody.
+    """
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        written = 0
+        while written < len(content):
+            written += os.write(fd, content[written:])
+        os.lseek(fd, 0, os.SEEK_SET)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _ALL_SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 
 def read_file(fd: int, limit_bytes: int = 4 << 20) -> bytes:
-    """All of a descriptor from its start, which is then closed."""
+    """All of a descriptor from its start, which is then closed; OSError beyond the limit."""
     with os.fdopen(fd, "rb") as file:
         file.seek(0)
-        return file.read(limit_bytes)
+        content = file.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"it is longer than {limit_bytes} bytes")
+    return content

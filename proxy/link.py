@@ -1,7 +1,7 @@
 """One end of a link under an event loop: how supervisor and worker speak without ever waiting to send.
 
 A peer that stops reading (stopped, hung, hostile) fills its socket, then a bounded queue, and is then
-cut off: it can delay nobody else.
+cut off: it can delay nobody else. A peer that never stops sending is heard a few messages at a time.
 """
 
 from __future__ import annotations
@@ -10,23 +10,29 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from proxy import ipc
 
-MAX_QUEUED = 4096
+MAX_QUEUED, MAX_QUEUED_BYTES, MAX_QUEUED_DESCRIPTORS = 4096, 4 << 20, 512
+MESSAGES_PER_TURN = 16  # then the loop's other sockets have their turn
 
 
 class Link[M]:
-    """One end of a link under an event loop. Sending never waits: a peer that stops reading is cut off."""
+    """One end of a link under an event loop. Sending never waits: a peer that stops reading is cut off.
+
+    One task at a time receives.
+    """
 
     def __init__(self, sock: socket.socket, accepted: Sequence[type[M]]) -> None:
         sock.setblocking(False)
         self.sock = sock
         self._accepted = accepted
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[tuple[object, list[int]]] = deque()
+        self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self._queued_bytes = self._queued_descriptors = 0
         self._closed = False
+        self._heard_in_turn = 0
         self._waiting: asyncio.Future[None] | None = None
 
     @property
@@ -34,48 +40,76 @@ class Link[M]:
         """Whether the link is of no more use."""
         return self._closed
 
-    def send(self, message: object, fds: Iterable[int] = ()) -> None:
-        """Queue one message. The descriptors are duplicated if they must wait. Silent when closed."""
+    def send(self, message: object, fds: Sequence[int] = ()) -> None:
+        """Queue one message. The descriptors are duplicated if they must wait. Silent when closed.
+
+        ValueError if it is no message that can be sent.
+        """
+        data = ipc.packed(message, fds)
         if self._closed:
             return
-        if not self._queue:
-            try:
-                ipc.send(self.sock, message, fds)
-                return
-            except ipc.LinkBroken:
-                self.close()
-                return
-            except BlockingIOError:
-                self._loop.add_writer(self.sock, self._flush)
-        if len(self._queue) >= MAX_QUEUED:
+        if self._queue:
+            self._enqueue(data, fds)
+            return
+        try:
+            ipc.transmit(self.sock, data, fds)
+        except ipc.LinkBroken:
+            self.close()
+        except BlockingIOError:
+            self._loop.add_writer(self.sock, self._flush)
+            self._enqueue(data, fds)
+
+    def _enqueue(self, data: bytes, fds: Sequence[int]) -> None:
+        self._queued_bytes += len(data)
+        self._queued_descriptors += len(fds)
+        kept: list[int] = []
+        self._queue.append((data, kept))
+        if (
+            len(self._queue) > MAX_QUEUED
+            or self._queued_bytes > MAX_QUEUED_BYTES
+            or self._queued_descriptors > MAX_QUEUED_DESCRIPTORS
+        ):
             self.close()
             return
-        self._queue.append((message, [os.dup(fd) for fd in fds]))
+        try:
+            for fd in fds:
+                kept.append(os.dup(fd))
+        except OSError:  # no descriptors are left: who reads slowly is who must go
+            self.close()
 
     def _flush(self) -> None:
         while self._queue:
-            message, fds = self._queue[0]
+            data, fds = self._queue[0]
             try:
-                ipc.send(self.sock, message, fds)
+                ipc.transmit(self.sock, data, fds)
             except BlockingIOError:
                 return
             except ipc.LinkBroken:
                 self.close()
                 return
             self._queue.popleft()
+            self._queued_bytes -= len(data)
+            self._queued_descriptors -= len(fds)
             ipc.close_all(fds)
         self._loop.remove_writer(self.sock)
 
     async def receive(self) -> tuple[M, list[int]]:
         """The next message and its descriptors; ipc.LinkBroken when there will be none."""
+        if self._heard_in_turn >= MESSAGES_PER_TURN:
+            self._heard_in_turn = 0
+            await asyncio.sleep(0)
         while not self._closed:
             try:
-                return ipc.receive(self.sock, self._accepted)
+                heard = ipc.receive(self.sock, self._accepted)
             except BlockingIOError:
+                self._heard_in_turn = 0
                 await self._readable()
-            except ipc.LinkBroken:
+            except BaseException:
                 self.close()
                 raise
+            else:
+                self._heard_in_turn += 1
+                return heard
         raise ipc.LinkBroken("the link is closed")
 
     async def _readable(self) -> None:

@@ -1,12 +1,14 @@
 """What the processes say to each other. Who may say what is the table at the end of each section.
 
 Values only. Times ending in `_ns` are CLOCK_BOOTTIME, which goes on while the machine sleeps.
+`descriptors` is how many a message brings, (least, most); none where it is not said.
 Standard library only: the holder imports it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 # -- supervisor <-> worker ---------------------------------------------------------------------------
 
@@ -28,6 +30,8 @@ class Configure:
     """To a new worker, once. Descriptors: the policy, the audit segment, then for each tunnel the CA, the
     client certificate, its key and a link to the tunnel's holder."""
 
+    descriptors: ClassVar[tuple[int, int]] = (2, 62)
+
     zone: str
     user: str
     groups: tuple[str, ...]
@@ -43,6 +47,8 @@ class Configure:
 @dataclass(frozen=True, slots=True)
 class Listen:
     """The ears of a new bubble; descriptors in the order of namespaces.LISTENERS."""
+
+    descriptors: ClassVar[tuple[int, int]] = (6, 6)
 
     bubble: str
     enforcement: str
@@ -71,6 +77,8 @@ class Lease:
 class Door:
     """A new link to a tunnel's holder, which was started again; one descriptor."""
 
+    descriptors: ClassVar[tuple[int, int]] = (1, 1)
+
     tunnel: str
 
 
@@ -78,12 +86,16 @@ class Door:
 class NewPolicy:
     """The policy is replaced; one descriptor, its text. Open flows are judged again."""
 
+    descriptors: ClassVar[tuple[int, int]] = (1, 1)
+
     policy_file: str
 
 
 @dataclass(frozen=True, slots=True)
 class NewSegment:
     """The next audit segment; one descriptor."""
+
+    descriptors: ClassVar[tuple[int, int]] = (1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +209,8 @@ class Dial:
 class Dialled:
     """As many descriptors as could be connected; the reason when there are fewer than asked for."""
 
+    descriptors: ClassVar[tuple[int, int]] = (0, 64)
+
     trouble: str
 
 
@@ -207,6 +221,8 @@ class Dialled:
 class Hold:
     """To a new holder, once. Descriptors: CA, client certificate, key."""
 
+    descriptors: ClassVar[tuple[int, int]] = (3, 3)
+
     tunnel: TunnelSetup
     probe_every_ms: int
     probe_limit_ms: int
@@ -216,6 +232,8 @@ class Hold:
 @dataclass(frozen=True, slots=True)
 class Serve:
     """A worker's end of a link to this holder; one descriptor."""
+
+    descriptors: ClassVar[tuple[int, int]] = (1, 1)
 
 
 TO_HOLDER = (Hold, Serve)
@@ -244,6 +262,8 @@ class Evidence:
 @dataclass(frozen=True, slots=True)
 class Opened:
     """The zone's listeners, in the order of namespaces.LISTENERS, or why there are none."""
+
+    descriptors: ClassVar[tuple[int, int]] = (0, 6)
 
     trouble: str
 
@@ -279,6 +299,8 @@ class Enter:
 
     `again` names the bubble that it was under an earlier daemon.
     """
+
+    descriptors: ClassVar[tuple[int, int]] = (2, 2)
 
     zone: str
     again: str
