@@ -1,0 +1,196 @@
+"""The process around a gateway: its files, sockets, signals and limits.
+
+Everything that can be wrong with a configuration is found here before anything listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import ssl
+import stat
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from proxy.certificates import spki_pin
+from proxy.channel import server_context
+from proxy.channel.connect import authority
+from proxy.gateway.config import Endpoint, FileRef, GatewayConfig, read_config
+from proxy.gateway.dial import Dialer, system_resolver
+from proxy.gateway.log import Log
+from proxy.gateway.revoked import Revocations
+from proxy.gateway.server import Gateway
+from proxy.policy.source import Problem, Problems, Where
+
+_BACKLOG = 1024
+_OTHER_DESCRIPTORS = 64
+
+
+async def run(file: Path) -> None:
+    """Serve until SIGTERM or SIGINT. Raises Problems where the configuration cannot be used."""
+    config = load(file)
+    raise_limits(config)
+    context = tls(config)
+    pin = spki_pin(_certificate_der(config.certificate.path))
+    with ExitStack() as undo:
+        with _said_at(config.log):
+            log = Log(config.log.path, lambda: datetime.now(UTC))
+        undo.callback(log.close)
+        revocations = Revocations(config.revoked.path if config.revoked else None, time.time)
+        if config.revoked is not None and revocations.trouble:
+            raise _problems(config.revoked.at, revocations.trouble)
+        dialer = Dialer(
+            config.allowances, config.hosts, system_resolver if config.uses_system_resolver else None
+        )
+        undo.callback(dialer.close)
+        listeners = [undo.enter_context(sock) for sock in inherited(os.environ, os.getpid())]
+        if not listeners:
+            listeners = [undo.enter_context(listen(endpoint)) for endpoint in config.listen]
+        where = ", ".join(map(_shown, listeners))
+        stop = asyncio.Event()
+        _on_signals(undo, stop, log)
+        gateway = Gateway(context, config.limits, dialer, log, revocations)
+        log.write("started", listen=where, pin=pin)
+        print(f"zonegate gateway: listening on {where}, key {pin}", file=sys.stderr, flush=True)
+        notify("READY=1")
+        await gateway.serve(listeners, stop)
+        log.note("stopped", lost=log.lost)
+
+
+def load(file: Path) -> GatewayConfig:
+    """The configuration of a file. Raises Problems, also where the file cannot be read."""
+    with _said_at(FileRef(file, Where(str(file), 1, 1))):
+        text = file.read_bytes()
+    return read_config(text, file)
+
+
+def tls(config: GatewayConfig) -> ssl.SSLContext:
+    """The context of the configured files. Raises Problems, each where the file is named."""
+    with _said_at(config.key):
+        if stat.S_IMODE(config.key.path.stat().st_mode) & 0o077:
+            raise ValueError("others may read it; chmod 600 it")
+        config.key.path.read_bytes()
+    with _said_at(config.certificate):
+        certificate = x509.load_der_x509_certificate(_certificate_der(config.certificate.path))
+        if certificate.not_valid_after_utc <= datetime.now(UTC):
+            raise ValueError("it has expired; issue a new one")
+    with _said_at(config.client_ca):
+        ca_pem = config.client_ca.path.read_text("ascii")
+        ssl.create_default_context(cadata=ca_pem)
+    with _said_at(config.certificate):
+        return server_context(client_ca_pem=ca_pem, certificate=config.certificate.path, key=config.key.path)
+
+
+def raise_limits(config: GatewayConfig) -> None:
+    """Allow as many descriptors as the clients may need, and no core dump. Raises Problems."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would contain the key
+    needed = 2 * config.limits.clients + _OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        at = config.limits.at or Where(config.log.at.file, 1, 1)
+        most = (hard - _OTHER_DESCRIPTORS) // 2
+        cure = f"write at most {max(most, 1)}, or raise LimitNOFILE"
+        raise _problems(
+            at, f"{config.limits.clients} clients need {needed} open files, {hard} are allowed; {cure}"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def inherited(environment: Mapping[str, str], pid: int) -> list[socket.socket]:
+    """The listening sockets that a service manager opened in place of `listen` (sd_listen_fds(3)).
+
+    They may belong to another network namespace than this process: it then serves there from here.
+    """
+    if environment.get("LISTEN_PID") != str(pid):
+        return []
+    count = int(environment.get("LISTEN_FDS", "0"))
+    listeners = [socket.socket(fileno=fd) for fd in range(3, 3 + count)]
+    for listener in listeners:
+        listener.setblocking(False)
+    return listeners
+
+
+@contextmanager
+def listen(endpoint: Endpoint) -> Iterator[socket.socket]:
+    """A listening socket, closed at the end. Raises Problems."""
+    family = socket.AF_INET if endpoint.address.version == 4 else socket.AF_INET6
+    with ExitStack() as undo:
+        try:
+            sock = undo.enter_context(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((str(endpoint.address), endpoint.port))
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            said = f"cannot listen there ({_strerror(error)}); free it or write another address or port"
+            raise _problems(endpoint.at, said) from None
+        yield sock
+
+
+def notify(state: str) -> None:
+    """Tell a service manager, if there is one (sd_notify(3)). Never raises."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path.startswith(("/", "@")):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+        try:
+            sock.sendto(state.encode("ascii"), "\0" + path[1:] if path.startswith("@") else path)
+        except OSError as error:
+            print(f"zonegate gateway: cannot tell {path}: {_strerror(error)}", file=sys.stderr)
+
+
+def _on_signals(undo: ExitStack, stop: asyncio.Event, log: Log) -> None:
+    """SIGTERM and SIGINT stop; SIGHUP goes on in a new log, after the old one was moved away."""
+
+    def reopen() -> None:
+        try:
+            log.reopen()
+        except (OSError, ValueError) as error:
+            log.note("cannot reopen the log", because=str(error))
+
+    loop = asyncio.get_running_loop()
+    for number, do in ((signal.SIGTERM, stop.set), (signal.SIGINT, stop.set), (signal.SIGHUP, reopen)):
+        loop.add_signal_handler(number, do)
+        undo.callback(loop.remove_signal_handler, number)
+
+
+@contextmanager
+def _said_at(file: FileRef) -> Iterator[None]:
+    """What is wrong with a file becomes a problem at the place that names it."""
+    try:
+        yield
+    except OSError as error:  # ssl.SSLError is one
+        raise _problems(file.at, f'"{file.path}" cannot be used: {_strerror(error)}') from None
+    except ValueError as error:
+        raise _problems(file.at, f'"{file.path}" cannot be used: {error}') from None
+
+
+def _problems(at: Where, said: str) -> Problems:
+    return Problems([Problem(*at, said)])
+
+
+def _strerror(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "it is not what it should be").lower().replace("_", " ")
+    return (error.strerror or str(error)).lower()
+
+
+def _certificate_der(file: Path) -> bytes:
+    return x509.load_pem_x509_certificate(file.read_bytes()).public_bytes(Encoding.DER)
+
+
+def _shown(listener: socket.socket) -> str:
+    address, port = listener.getsockname()[:2]
+    return authority(address, port)
