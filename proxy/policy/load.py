@@ -5,17 +5,15 @@ Pure but for the time zone, whose rules the standard library reads from the syst
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from proxy.flow import Protocol, Transfer, Verdict
+from proxy.flow import Verdict
 from proxy.policy import grammar
+from proxy.policy.matching import MatchReader, Vocabulary
 from proxy.policy.model import (
     RESERVED_IDS,
-    TUNNEL_STATES,
     App,
     Destination,
     Guard,
@@ -27,23 +25,14 @@ from proxy.policy.model import (
     To,
     Window,
 )
-from proxy.policy.reading import Reading, did_you_mean
+from proxy.policy.reading import Reading
 from proxy.policy.source import Map, Node, Scalar
 from proxy.policy.values import (
     ID,
-    MEDIA,
-    NAME,
-    TOKEN,
     domain_matches,
-    looks_like_network,
     merge_spans,
     parse_condition,
     parse_date,
-    parse_domain,
-    parse_network,
-    parse_path,
-    parse_port,
-    parse_size_test,
     parse_window,
 )
 
@@ -64,14 +53,8 @@ class _Loader:
 
     def __init__(self, reading: Reading) -> None:
         self.r = reading
-        self.zones: tuple[str, ...] = ()
-        self.groups: tuple[str, ...] = ()
-        self.tunnels: tuple[str, ...] | None = None
-        self.postures: dict[str, Posture] = {}
-        self.destinations: dict[str, Destination] = {}
-        self.windows: dict[str, Window] = {}
-        self.apps: dict[str, App] = {}
-        self.inline: dict[str, Destination] = {}
+        self.v = Vocabulary()
+        self.m = MatchReader(reading, self.v)
         self.ids: dict[str, int] = {}
 
     def model(self) -> Model | None:
@@ -79,7 +62,7 @@ class _Loader:
         top = r.mapping(r.root, "the policy", grammar.POLICY, grammar.required(grammar.POLICY))
         if version := top.get("policy"):
             r.choice(version, "the version of the language", ("1",))
-        name = self._name(top["name"], "the policy's name") if "name" in top else None
+        name = self.m.name(top["name"], "the policy's name") if "name" in top else None
         timezone = self._timezone(top.get("timezone"))
         if define := top.get("define"):
             self._define(define)
@@ -92,30 +75,19 @@ class _Loader:
         return Model(
             name=name,
             timezone=timezone,
-            zones=self.zones,
-            groups=self.groups,
-            tunnels=self.tunnels or (),
-            postures=tuple(self.postures.values()),
-            destinations=(*self.destinations.values(), *self.inline.values()),
-            windows=tuple(self.windows.values()),
-            apps=tuple(self.apps.values()),
+            zones=self.v.zones,
+            groups=self.v.groups,
+            tunnels=self.v.tunnels or (),
+            postures=tuple(self.v.postures.values()),
+            destinations=(*self.v.destinations.values(), *self.v.inline.values()),
+            windows=tuple(self.v.windows.values()),
+            apps=tuple(self.v.apps.values()),
             guards=tuple(guard for guard in guards if guard),
             rules=tuple(rule for rule in rules if rule),
         )
 
     def _list(self, top: dict[str, Node], key: str) -> tuple[Node, ...]:
         return self.r.items(top[key], f'"{key}"') if key in top else ()
-
-    def _name(self, node: Node, what: str) -> str | None:
-        word = self.r.word(node, what)
-        if word and not NAME.fullmatch(word.text):
-            self.r.problem(
-                word, f'{what} "{word.text}" has other than letters, digits and _ . @ + -; rename it'
-            )
-        return word.text if word else None
-
-    def _names(self, node: Node, what: str) -> tuple[str, ...]:
-        return tuple(word.text for word in self.r.words(node, what) if self._name(word, what))
 
     def _timezone(self, node: Node | None) -> ZoneInfo | None:
         word = self.r.word(node, "the time zone") if node else None
@@ -134,33 +106,33 @@ class _Loader:
     def _define(self, node: Node) -> None:
         found = self.r.mapping(node, '"define"', grammar.DEFINE, grammar.required(grammar.DEFINE))
         if "zones" in found:
-            self.zones = self._names(found["zones"], "a zone")
+            self.v.zones = self.m.names(found["zones"], "a zone")
         if "groups" in found:
-            self.groups = self._names(found["groups"], "a group")
+            self.v.groups = self.m.names(found["groups"], "a group")
         if "tunnels" in found:
-            self.tunnels = self._names(found["tunnels"], "a tunnel")
+            self.v.tunnels = self.m.names(found["tunnels"], "a tunnel")
             for word in self.r.words(found["tunnels"], "a tunnel"):
-                self._tunnel(word)
+                self.m.tunnel(word)
         for key, value in self._entries(found, "postures", "a posture"):
-            self.postures[key.text] = self._posture(key, value)
+            self.v.postures[key.text] = self._posture(key, value)
         for key, value in self._entries(found, "destinations", "a destination"):
             if "." in key.text:
                 self.r.problem(key, f'destination "{key.text}" reads as a domain; name it without a dot')
-            to = self._to(value, f'destination "{key.text}"', names_known=False)
-            self.destinations[key.text] = Destination(key.text, to, key.at)
+            to = self.m.to(value, f'destination "{key.text}"', names_known=False)
+            self.v.destinations[key.text] = Destination(key.text, to, key.at)
         for key, value in self._entries(found, "windows", "a window"):
             spans = [
                 span
                 for word in self.r.words(value, f'window "{key.text}"')
                 for span in self.r.parsed(word, "window", parse_window) or ()
             ]
-            self.windows[key.text] = Window(key.text, merge_spans(spans), key.at)
+            self.v.windows[key.text] = Window(key.text, merge_spans(spans), key.at)
 
     def _entries(self, found: dict[str, Node], key: str, what: str) -> tuple[tuple[Scalar, Node], ...]:
         if key not in found:
             return ()
         entries = self.r.entries(found[key], f'"{key}"')
-        return tuple((name, value) for name, value in entries if self._name(name, what))
+        return tuple((name, value) for name, value in entries if self.m.name(name, what))
 
     def _posture(self, key: Scalar, value: Node) -> Posture:
         what = f'posture "{key.text}"'
@@ -177,50 +149,18 @@ class _Loader:
         for key, value in self.r.entries(node, '"apps"'):
             what = f'app "{key.text}"'
             found = self.r.mapping(value, what, grammar.APP, grammar.required(grammar.APP))
-            if not self._name(key, "an app") or len(found) < len(grammar.APP):
+            if not self.m.name(key, "an app") or len(found) < len(grammar.APP):
                 continue
-            to = self._to(found["to"], what)
+            to = self.m.to(found["to"], what)
             title, url = self.r.text(found["title"], f"title of {what}"), self.r.text(found["url"], what)
             if url and not _leads_to(url, to):
                 self.r.problem(
                     found["url"], f'{what} opens "{url}", which its "to" does not hold; correct one'
                 )
-            named = self.destinations.get(key.text)
+            named = self.v.destinations.get(key.text)
             if named and named.to != to:
                 self.r.problem(key, f'{what} and destination "{key.text}" differ; rename one of them')
-            self.apps[key.text] = App(key.text, title or "", url or "", to, key.at)
-
-    def _to(self, node: Node, what: str, *, names_known: bool = True) -> To:
-        names: dict[str, None] = {}
-        networks: dict[Any, None] = {}
-        words = self.r.words(node, what)
-        for word in words:
-            defined = self.destinations.get(word.text) or self.apps.get(word.text) if names_known else None
-            to = defined.to if defined else self._place(word, names_known)
-            if len(words) == 1:
-                return to
-            names.update(dict.fromkeys(to.names))
-            networks.update(dict.fromkeys(to.networks))
-        return To(tuple(names), tuple(networks))
-
-    def _place(self, word: Scalar, names_known: bool) -> To:
-        """A domain or network that is written out; remembered, since rebinding is judged by it."""
-        try:
-            if looks_like_network(word.text):
-                to = To((), (parse_network(word.text),))
-            elif "." in word.text or "*" in word.text:
-                to = To((parse_domain(word.text),), ())
-            else:
-                known = (*self.destinations, *self.apps) if names_known else ()
-                kinds = "a destination, a domain or a CIDR" if names_known else "a domain or a CIDR"
-                cure = did_you_mean(word.text, known) or "; define it, or write the whole name"
-                raise ValueError(f'"{word.text}" is not {kinds}{cure}')
-        except ValueError as error:
-            self.r.problem(word, str(error))
-            return To()
-        if names_known:
-            self.inline.setdefault(word.text, Destination(word.text, to, word.at))
-        return to
+            self.v.apps[key.text] = App(key.text, title or "", url or "", to, key.at)
 
     def _entry(self, node: Node, kind: str, keys: grammar.Table) -> tuple[str, dict[str, Node]] | None:
         """The id and the values of a rule or guard; None where it is of no use."""
@@ -245,8 +185,8 @@ class _Loader:
             return None
         label, found = entry
         at_most = self._verdict(found.get("at_most"), "at_most", ("block", "tunnel"))
-        match = self._match(found.get("match"), f"match of {label}")
-        unless = self._match(found["unless"], f"unless of {label}") if "unless" in found else None
+        match = self.m.match(found.get("match"), f"match of {label}")
+        unless = self.m.match(found["unless"], f"unless of {label}") if "unless" in found else None
         if unless == Match():
             self.r.problem(
                 found["unless"], f"unless of {label} holds always, so the guard never bites; remove it"
@@ -261,10 +201,10 @@ class _Loader:
             return None
         label, found = entry
         verdict = self._verdict(found.get("verdict"), "verdict", tuple(_VERDICTS))
-        match = self._match(found.get("match"), f"match of {label}")
-        via = self._names(found["via"], f"via of {label}") if "via" in found else None
+        match = self.m.match(found.get("match"), f"match of {label}")
+        via = self.m.names(found["via"], f"via of {label}") if "via" in found else None
         for word in self.r.words(found["via"], f"via of {label}") if "via" in found else ():
-            self._tunnel(word, name_only=True)
+            self.m.tunnel(word, name_only=True)
         mode = self.r.choice(found["mode"], "mode", ("enforce", "report")) if "mode" in found else "enforce"
         if via is not None and verdict in (Verdict.BLOCK, Verdict.DIRECT):
             self.r.problem(found["via"], f"{label} has via and no tunnel verdict; remove via or write tunnel")
@@ -292,85 +232,6 @@ class _Loader:
         *most, last = words
         self.r.problem(word, f'{key} "{word.text}" is not a verdict; write {", ".join(most)} or {last}')
         return None
-
-    def _match(self, node: Node | None, what: str) -> Match | None:
-        if node is None:
-            return None
-        found = self.r.mapping(node, what, grammar.MATCH)
-        values = {key: self._test(key, value, f"{key} in {what}") for key, value in found.items()}
-        return Match(**values)
-
-    def _test(self, key: str, node: Node, what: str) -> Any:
-        r = self.r
-        match key:
-            case "zone":
-                return self._known(node, what, "zone", self.zones)
-            case "group":
-                return self._known(node, what, "group", self.groups)
-            case "posture":
-                return self._known(node, what, "posture", self.postures)
-            case "window":
-                return self._known(node, what, "window", self.windows)
-            case "user" | "device":
-                return self._names(node, what)
-            case "to":
-                return self._to(node, what)
-            case "port":
-                return self._each(node, what, parse_port)
-            case "protocol":
-                return tuple(Protocol(text) for text in self._known(node, what, "protocol", tuple(Protocol)))
-            case "tunnel":
-                return tuple(word.text for word in r.words(node, what) if self._tunnel(word))
-            case "method":
-                return self._shaped(node, what, TOKEN, "a method; write it in capitals, such as GET")
-            case "path":
-                return self._each(node, what, parse_path)
-            case "content_type":
-                return self._shaped(
-                    node, what, MEDIA, "a media type; write it in lower case, as in text/html"
-                )
-            case "transfer":
-                return tuple(Transfer(text) for text in self._known(node, what, "transfer", tuple(Transfer)))
-            case "size":
-                return r.parsed(node, "size", parse_size_test)
-        raise AssertionError(f"{key} is in the table of keys and has no reader")
-
-    def _known(self, node: Node, what: str, kind: str, known: Iterable[str]) -> tuple[str, ...]:
-        words = []
-        for word in self.r.words(node, what):
-            if word.text in known:
-                words.append(word.text)
-            else:
-                cure = (
-                    did_you_mean(word.text, known)
-                    or f"; define it, or use one of {', '.join(known) or 'none'}"
-                )
-                self.r.problem(word, f'"{word.text}" is not a {kind} of this policy{cure}')
-        return tuple(words)
-
-    def _each[T](self, node: Node, what: str, parse: Callable[[str], T]) -> tuple[T, ...]:
-        values = (self.r.parsed(word, what.partition(" ")[0], parse) for word in self.r.words(node, what))
-        return tuple(value for value in values if value is not None)
-
-    def _shaped(self, node: Node, what: str, shape: re.Pattern[str], wanted: str) -> tuple[str, ...]:
-        words = self.r.words(node, what)
-        for word in words:
-            if not shape.fullmatch(word.text):
-                self.r.problem(word, f'"{word.text}" is not {wanted}')
-        return tuple(word.text for word in words)
-
-    def _tunnel(self, word: Scalar, *, name_only: bool = False) -> bool:
-        """Whether a word is good as a tunnel's name, or as a state where states may stand."""
-        if word.text in TUNNEL_STATES:
-            if name_only:
-                self.r.problem(word, f'"{word.text}" is a state of tunnels; write the name of one')
-            return not name_only
-        cure = did_you_mean(word.text, (*TUNNEL_STATES, *(self.tunnels or ())))
-        if (self.tunnels is not None and word.text not in self.tunnels) or (self.tunnels is None and cure):
-            cure = cure or f"; use one of {', '.join(self.tunnels or ())}, or define it"
-            self.r.problem(word, f'"{word.text}" is not a tunnel or a state of one{cure}')
-            return False
-        return self._name(word, "a tunnel") is not None
 
 
 def _leads_to(url: str, to: To) -> bool:

@@ -26,7 +26,10 @@ REBINDING, SPECIAL, OWN, VIA, NO_TUNNEL, NO_ADDRESS = (
     "no-tunnel",
     "no-address",
 )
-RESERVED_IDS = frozenset({REBINDING, SPECIAL, OWN, VIA, NO_TUNNEL, NO_ADDRESS, "default", "undecided"})
+NOT_ATTESTED, UNDECIDED, DEFAULT = "not-attested", "undecided", "default"
+RESERVED_IDS = frozenset(
+    {REBINDING, SPECIAL, OWN, VIA, NO_TUNNEL, NO_ADDRESS, NOT_ATTESTED, UNDECIDED, DEFAULT}
+)
 
 # The words of `tunnel:` that are states; every other word there is a tunnel's name.
 TUNNEL_STATES = ("attested", "stale", "down")

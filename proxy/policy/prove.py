@@ -1,0 +1,238 @@
+"""Questions about all flows at once: claims, rules that decide nothing, guards that stop nothing, routes
+that change within a connection.
+
+Every answer that names a flow has been put to the judge first; a flow on which the two disagree is an
+error of the program and said so, never shown as a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from proxy.flow import Because, Flow, Origin, TunnelFact, Verdict
+from proxy.policy.cover import AutoEngine, BoxEngine, Engine, Z3Engine, shadowers
+from proxy.policy.evaluate import Policy
+from proxy.policy.examples import Claim, word
+from proxy.policy.model import REQUEST_ATTRIBUTES, Match, Rule
+from proxy.policy.regions import Box, Cover, Piece, Regions, meet_all
+from proxy.policy.space import Space
+
+type EngineName = Literal["auto", "boxes", "z3"]
+_SECOND = "second "  # the dimensions of another request of the same connection
+
+
+class Disagreement(AssertionError):
+    """The proof and the judge differ on a flow: a fault of zonegate, to be reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """A flow that shows something, as the judge answered it."""
+
+    flow: Flow
+    tunnel: TunnelFact | None
+    verdict: Verdict
+    because: Because
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be: where, what, and a flow that shows it where there is one."""
+
+    kind: Literal["claim", "dead-rule", "idle-guard", "unstable-route"]
+    id: str
+    message: str
+    where: str
+    witness: Witness | None = None
+
+
+class Prover:
+    """All questions about one policy. The space is cut once, for the policy and the claims given."""
+
+    def __init__(self, policy: Policy, claims: Sequence[Claim] = (), engine: EngineName = "auto") -> None:
+        more = [m for claim in claims for m in (claim.for_all, claim.unless) if m is not None]
+        self.policy = policy
+        self.space = Space([policy.model], more)
+        self.regions = Regions(self.space)
+        self.pieces = tuple(self.regions.pieces())
+        self.full = {name: axis.full for name, axis in self.space.axes.items()}
+        self.engine = make_engine(engine, self.full)
+
+    def check(self, claim: Claim) -> list[Finding]:
+        """What speaks against a claim: nothing where it holds for all flows."""
+        if claim.no_dead_rules:
+            return list(self.dead_rules())
+        if claim.no_idle_guards:
+            return list(self.idle_guards())
+        witness = self.find(claim.for_all, claim.unless, frozenset(Verdict) - claim.allowed)
+        if witness is None:
+            return []
+        message = f"not so: this flow gets {word(witness.verdict)}, by {witness.because}"
+        return [Finding("claim", claim.id, message, str(claim.at), witness)]
+
+    def find(self, for_all: Match, unless: Match | None, verdicts: Iterable[Verdict]) -> Witness | None:
+        """A flow that matches and gets one of the verdicts."""
+        wanted = set(verdicts)
+        where = list(self.regions.of_match(for_all, grants=True))
+        if unless is not None:
+            where = list(meet_all(where, list(self.regions.outside(unless, grants=True))))
+        for piece in self.pieces:
+            if piece.verdict in wanted:
+                for box in meet_all(where, piece.boxes):
+                    escaped = self.engine.escape(box, piece.covers)
+                    if escaped is not None:
+                        return self.witness(escaped, piece.verdict)
+        return None
+
+    def witness(self, box: Box, verdict: Verdict) -> Witness:
+        """The example of a box, once the judge has said the same. Raises Disagreement."""
+        flow, tunnel = self.space.flow(box)
+        judged = self.policy.judge(flow, tunnel)
+        if judged.verdict is not verdict:
+            got = word(judged.verdict)
+            raise Disagreement(f"proved {word(verdict)}, judged {got} for {flow}; please report this")
+        return Witness(flow, tunnel, verdict, judged.because)
+
+    def example_of(self, identity: str) -> Witness | None:
+        """A flow that a rule or guard decides, for whoever must write a test for it."""
+        for piece in self.pieces:
+            if piece.because.id != identity:
+                continue
+            for box in piece.boxes:
+                for covers in (self._admitting(piece), piece.covers):
+                    escaped = self.engine.escape(box, covers) if covers else None
+                    if escaped is not None and self._decides(escaped, identity):
+                        return self.witness(escaped, piece.verdict)
+        return None
+
+    def _admitting(self, piece: Piece) -> tuple[Cover, ...]:
+        """For a guard, what to leave out so that a rule would admit the flow otherwise."""
+        return piece.covers if piece.because.origin is Origin.RULE else ()
+
+    def _decides(self, box: Box, identity: str) -> bool:
+        flow, tunnel = self.space.flow(box)
+        return self.policy.judge(flow, tunnel).because.id == identity
+
+    def dead_rules(self) -> Iterator[Finding]:
+        """Rules that no flow reaches, with the rules that stand before them."""
+        by_rule: dict[str, list[Piece]] = {}
+        for piece in self.pieces:
+            by_rule.setdefault(piece.because.id, []).append(piece)
+        for rule in self.policy.model.enforced:
+            pieces = by_rule.get(rule.id, [])
+            if any(self.engine.escape(b, p.covers) is not None for p in pieces for b in p.boxes):
+                continue
+            yield self._dead(rule, pieces)
+
+    def _dead(self, rule: Rule, pieces: Sequence[Piece]) -> Finding:
+        boxes = [box for piece in pieces for box in piece.boxes]
+        covers = [cover for piece in pieces for cover in piece.covers]
+        names = [cover.because.id for cover in shadowers(self.full, boxes, covers)]
+        quoted = [f'"{name}"' for name in names if name != "impossible"]
+        if not quoted:
+            message = f'rule "{rule.id}" can never decide: no flow has what it matches; remove it'
+        else:
+            together = " together" if len(quoted) > 1 else ""
+            message = f'rule "{rule.id}" can never decide: shadowed by {_and(quoted)}{together}'
+        return Finding("dead-rule", rule.id, message, str(rule.at))
+
+    def idle_guards(self) -> Iterator[Finding]:
+        """Guards that stop nothing which a rule would admit."""
+        regions, model = self.regions, self.policy.model
+        for guard, cover in zip(model.guards, regions.guards, strict=True):
+            if not self._bites(guard.at_most, cover):
+                message = f'guard "{guard.id}" never bites: no rule admits more than it allows'
+                yield Finding("idle-guard", guard.id, message, str(guard.at))
+
+    def _bites(self, at_most: Verdict, guard: Cover) -> bool:
+        regions = self.regions
+        for i, (rule, cover) in enumerate(zip(self.policy.model.enforced, regions.rules, strict=True)):
+            if rule.verdict > at_most:
+                before = (regions.impossible, *regions.rules[:i])
+                for box in meet_all(cover.boxes, guard.boxes):
+                    if self.engine.escape(box, before) is not None:
+                        return True
+        return False
+
+    def unstable_routes(self) -> Iterator[Finding]:
+        """Connections of which one request would go one way and another request another way."""
+        admitting = [piece for piece in self.pieces if piece.verdict is not Verdict.BLOCK]
+        for i, first in enumerate(admitting):
+            for second in admitting[i:]:
+                if _route(first) != _route(second) and (finding := self._unstable(first, second)):
+                    yield finding
+
+    def _unstable(self, first: Piece, second: Piece) -> Finding | None:
+        if not any(_asks(part) for piece in (first, second) for part in _parts(piece)):
+            return None
+        other = _shift_piece(second)
+        for box in meet_all(first.boxes, other.boxes):
+            engine = AutoEngine({**self.full, **{_SECOND + n: self.full[n] for n in REQUEST_ATTRIBUTES}})
+            escaped = engine.escape(box, (*first.covers, *other.covers))
+            if escaped is None:
+                continue
+            witness = self.witness(escaped, first.verdict)
+            names = f"{_way(first)} and {_way(second)}"
+            message = (
+                f"one connection could take two ways, {names}; only block may depend on the request: "
+                f"make {first.because.id} and {second.because.id} agree"
+            )
+            return Finding("unstable-route", first.because.id, message, first.because.where, witness)
+        return None
+
+
+def make_engine(name: EngineName, full: dict[str, int]) -> Engine:
+    """The engine of a name."""
+    match name:
+        case "boxes":
+            return BoxEngine(full, max_steps=50_000_000)
+        case "z3":
+            return Z3Engine(full)
+        case "auto":
+            return AutoEngine(full)
+
+
+def may_be_unstable(policy: Policy) -> bool:
+    """Whether the shape of a policy leaves an unstable route possible at all: cheap, for every load."""
+    model = policy.model
+    routes = {(rule.verdict, rule.via) for rule in model.enforced if rule.verdict is not Verdict.BLOCK}
+    if len(routes) < 2 and not any(verdict is Verdict.DIRECT for verdict, _ in routes):
+        return False
+    matches = [rule.match for rule in model.enforced if rule.verdict is not Verdict.BLOCK]
+    matches += [m for g in model.guards if g.at_most is Verdict.TUNNEL for m in (g.match, g.unless) if m]
+    return any(REQUEST_ATTRIBUTES & set(match.attributes()) for match in matches)
+
+
+def _and(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
+
+
+def _route(piece: Piece) -> tuple[Verdict, tuple[str, ...] | None]:
+    return piece.verdict, tuple(sorted(piece.via)) if piece.via else None
+
+
+def _way(piece: Piece) -> str:
+    via = f" via {', '.join(piece.via)}" if piece.via else ""
+    return f"{word(piece.verdict)}{via} by {piece.because.id}"
+
+
+def _parts(piece: Piece) -> Iterator[Box]:
+    yield from piece.boxes
+    for cover in piece.covers:
+        if cover.because.origin is not Origin.GATE:
+            yield from cover.boxes
+
+
+def _asks(box: Box) -> bool:
+    return not REQUEST_ATTRIBUTES.isdisjoint(box)
+
+
+def _shift(box: Box) -> Box:
+    return {_SECOND + name if name in REQUEST_ATTRIBUTES else name: mask for name, mask in box.items()}
+
+
+def _shift_piece(piece: Piece) -> Piece:
+    covers = tuple(Cover(c.because, tuple(map(_shift, c.boxes))) for c in piece.covers)
+    return Piece(piece.verdict, piece.because, tuple(map(_shift, piece.boxes)), covers, piece.via)
