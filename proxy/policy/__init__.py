@@ -1,11 +1,13 @@
 """Pure: YAML in, judgements out. No event loop, no socket, no process, no file, no clock.
 
-source, reading            text to a tree of strings with places; aids to read it
-values, model, grammar     the small texts; what a policy says; the table of keys
-load                       tree to model, with every problem at once
-windows, lines, dimensions what a fact of a flow passes
-compile                    model to tables
-residual, evaluate, trace  tables and a flow to a judgement
+source, reading              text to a tree of strings with places; aids to read it
+model, grammar, values       what a policy says; the table of keys; the small texts
+matching, load               tree to model, with every problem at once
+windows, lines, dimensions   what a fact of a flow passes
+compile, residual, evaluate  model to tables; tables and a flow to a judgement
+trace, facts, examples       the way to a verdict; words to a flow; policy tests
+axes, space, regions, cover  all flows, cut into classes; rules as boxes
+prove, diff, mutants, lint   questions about all flows
 """
 
 from __future__ import annotations
@@ -21,5 +23,14 @@ __all__ = ["Decision", "Policy", "Problem", "Problems", "load"]
 
 
 def load(text: bytes, filename: str, own: Iterable[IPNetwork] = ()) -> Policy:
-    """The policy of a file's text. `own` are the gate's own networks. Raises Problems."""
-    return Policy(read_model(text, filename), text, own)
+    """The policy of a file's text. `own` are the gate's own networks.
+
+    Raises Problems: whatever the reader and the table of keys refuse, and a route that could change
+    within a connection.
+    """
+    policy = Policy(read_model(text, filename), text, own)
+    if policy.may_be_unstable():
+        from proxy.policy.lint import refuse_unstable  # only such policies pay for the prover
+
+        refuse_unstable(policy, text)
+    return policy

@@ -24,7 +24,7 @@ from proxy.flow import (
 )
 from proxy.policy import trace as tracing
 from proxy.policy.compile import NO_ADDRESS, NO_TUNNEL, compile_model, gate_outcome
-from proxy.policy.model import App, Model, Posture
+from proxy.policy.model import REQUEST_ATTRIBUTES, App, Model, Posture
 from proxy.policy.residual import builtin, judge_partly
 from proxy.policy.windows import next_edge
 
@@ -127,6 +127,17 @@ class Policy:
         expiries = [r.expires for r in model.rules if r.expires and r.verdict is not Verdict.BLOCK]
         return next_edge(model.windows, expiries, model.timezone, at)
 
+    def may_be_unstable(self) -> bool:
+        """Whether the rules' shape leaves room for a route that changes within a connection."""
+        rules = [rule for rule in self._tables.rules if rule.verdict is not Verdict.BLOCK]
+        routes = {(rule.verdict, rule.via) for rule in rules}
+        if len(routes) < 2 and not any(verdict is Verdict.DIRECT for verdict, _ in routes):
+            return False
+        matches = [rule.match for rule in rules]
+        ceilings = [guard for guard in self._tables.guards if guard.at_most is Verdict.TUNNEL]
+        matches += [match for guard in ceilings for match in (guard.match, guard.unless) if match]
+        return any(REQUEST_ATTRIBUTES & set(match.attributes()) for match in matches)
+
     def needs_addresses(self, zone: str) -> bool:
         """Whether a named flow of the zone can be decided by its address: rules for networks that block."""
         blocking = [guard.match for guard in self._tables.guards]
@@ -135,11 +146,6 @@ class Policy:
             match.to is not None and match.to.networks and (match.zone is None or zone in match.zone)
             for match in blocking
         )
-
-
-def load_model(model: Model, text: bytes = b"", own: Iterable[IPNetwork] = ()) -> Policy:
-    """A policy of a model that was made or changed in memory."""
-    return Policy(model, text, own)
 
 
 def _through(tunnel: TunnelFact | None, judgement: Judgement) -> Judgement:

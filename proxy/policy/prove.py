@@ -194,17 +194,6 @@ def make_engine(name: EngineName, full: dict[str, int]) -> Engine:
             return AutoEngine(full)
 
 
-def may_be_unstable(policy: Policy) -> bool:
-    """Whether the shape of a policy leaves an unstable route possible at all: cheap, for every load."""
-    model = policy.model
-    routes = {(rule.verdict, rule.via) for rule in model.enforced if rule.verdict is not Verdict.BLOCK}
-    if len(routes) < 2 and not any(verdict is Verdict.DIRECT for verdict, _ in routes):
-        return False
-    matches = [rule.match for rule in model.enforced if rule.verdict is not Verdict.BLOCK]
-    matches += [m for g in model.guards if g.at_most is Verdict.TUNNEL for m in (g.match, g.unless) if m]
-    return any(REQUEST_ATTRIBUTES & set(match.attributes()) for match in matches)
-
-
 def _and(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 

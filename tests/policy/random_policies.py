@@ -10,6 +10,8 @@ from typing import Any
 from naive_policy import ADDRESSES, MEDIA, METHODS, PATHS, SIZES
 
 from proxy.flow import FAILED, NEVER, UNKNOWN, Flow, Protocol, Transfer, TunnelFact, TunnelState
+from proxy.policy import Policy
+from proxy.policy.load import read_model
 
 NAMES = (
     "corp.example",
@@ -157,3 +159,8 @@ def tunnel(rng: Random) -> TunnelFact | None:
     if rng.random() < 0.1:
         return None
     return TunnelFact(rng.choice(("hq", "branch", "other")), rng.choice(list(TunnelState)))
+
+
+def load(keys: dict[str, Any]) -> Policy:
+    """The policy, whether or not its routes are stable."""
+    return Policy(read_model(text(keys), "random.yaml"), text(keys))

@@ -12,7 +12,7 @@ import pytest
 import random_policies as random
 
 from proxy.flow import FAILED, NEVER, UNKNOWN, Flow, Judgement, Protocol, Transfer, Verdict
-from proxy.policy import Policy, load
+from proxy.policy import Policy
 
 POLICIES, FLOWS = 700, 150
 LATER = ("protocol", "address", "method", "path", "content_type", "transfer", "size")
@@ -22,7 +22,7 @@ def policies(seed: int, count: int) -> list[tuple[Random, Policy]]:
     found = []
     for i in range(count):
         rng = Random(f"{seed}/{i}")
-        found.append((rng, load(random.text(random.policy(rng)), f"random-{seed}-{i}.yaml")))
+        found.append((rng, random.load(random.policy(rng))))
     return found
 
 

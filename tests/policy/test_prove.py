@@ -9,14 +9,14 @@ import pytest
 import random_policies as random
 
 from proxy.flow import FAILED, NEVER, UNKNOWN, Flow, Origin, Protocol, Verdict
-from proxy.policy import Policy, load
+from proxy.policy import Policy
 from proxy.policy.model import Match
 from proxy.policy.prove import Prover
 
 
 def policy(seed: str, rules: int = 6, guards: int = 3) -> Policy:
     rng = Random(seed)
-    return load(random.text(random.policy(rng, rules=rules, guards=guards)), f"{seed}.yaml")
+    return random.load(random.policy(rng, rules=rules, guards=guards))
 
 
 def is_possible(flow: Flow) -> bool:

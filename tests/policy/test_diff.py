@@ -1,0 +1,75 @@
+"""Differences: each that is reported is real, and none is missed."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import random_policies as random
+from test_prove import possible_flow
+
+from proxy.flow import Verdict
+from proxy.policy.diff import compare
+from proxy.policy.mutants import mutants
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_edit_that_changes_a_flow_is_reported_and_every_report_is_a_flow(seed: int) -> None:
+    """Every reported flow was replayed through both judges by `compare` itself, or it raises."""
+    rng = Random(f"diff-{seed}")
+    keys = random.policy(rng)
+    old = random.load(keys)
+    edited = {**keys, "rules": edit(rng, keys["rules"], "rule"), "guards": edit(rng, keys["guards"], "guard")}
+    new = random.load(edited)
+    changes = compare(old, new)
+    pairs = {(change.old, change.new) for change in changes}
+    for change in changes:
+        assert old.judge(change.flow, change.tunnel).verdict is change.old
+        assert new.judge(change.flow, change.tunnel).verdict is change.new
+        assert change.old is not change.new
+    for _ in range(400):
+        flow, tunnel = possible_flow(rng), random.tunnel(rng)
+        before, after = old.judge(flow, tunnel).verdict, new.judge(flow, tunnel).verdict
+        if before is not after:
+            assert (before, after) in pairs, (flow, tunnel)
+
+
+def edit(rng: Random, entries: list[dict[str, object]], kind: str) -> list[dict[str, object]]:
+    found = [dict(entry) for entry in entries]
+    made = random.rule(rng, 90) if kind == "rule" else random.guard(rng, 90)
+    match rng.choice(("add", "drop", "swap", "none")):
+        case "add":
+            found.insert(rng.randint(0, len(found)), made)
+        case "drop" if found:
+            found.pop(rng.randrange(len(found)))
+        case "swap" if len(found) > 1:
+            i, j = rng.sample(range(len(found)), 2)
+            found[i], found[j] = found[j], found[i]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_mutant_without_a_difference_is_equivalent_on_every_flow_tried(seed: int) -> None:
+    rng = Random(f"mutants-{seed}")
+    policy = random.load(random.policy(rng, rules=4, guards=2))
+    flows = [(possible_flow(rng), random.tunnel(rng)) for _ in range(150)]
+    for mutant in mutants(policy.model):
+        pairs = {(change.old, change.new) for change in compare(policy, mutant.policy)}
+        for flow, tunnel in flows:
+            before, after = policy.judge(flow, tunnel).verdict, mutant.policy.judge(flow, tunnel).verdict
+            assert before is after or (before, after) in pairs, (mutant.what, flow, tunnel)
+
+
+def test_nothing_changes_where_only_words_do() -> None:
+    keys = random.policy(Random("words"))
+    worded = {**keys, "guards": [{**g, "because": "other words"} for g in keys["guards"]]}
+    assert compare(random.load(keys), random.load(worded)) == []
+
+
+def test_looser_changes_come_first() -> None:
+    base = {"policy": 1, "name": "p", "define": random.DEFINE}
+    old = random.load({**base, "rules": [{"id": "a", "match": {"to": "code"}, "verdict": "direct"}]})
+    new = random.load({**base, "rules": [{"id": "b", "match": {"to": "8.8.8.8"}, "verdict": "direct"}]})
+    first, *_, last = compare(old, new)
+    assert (first.old, first.new, first.after.id) == (Verdict.BLOCK, Verdict.DIRECT, "b")
+    assert (last.old, last.new, last.before.id) == (Verdict.DIRECT, Verdict.BLOCK, "a")
