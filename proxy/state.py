@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any, Protocol
 
+from proxy.admin import Peer
+from proxy.crew import Bubble, Worker
 from proxy.flow import TunnelState
-
-if TYPE_CHECKING:
-    from proxy.crew import Worker
-    from proxy.supervisor import Supervisor
+from proxy.site import Loaded
+from proxy.tunnels.keeper import Keeper
 
 
-def answer_question(daemon: Supervisor, what: str, parameters: str, uid: int) -> str:
+class Daemon(Protocol):
+    """What is read of a supervisor."""
+
+    loaded: Loaded
+    structural: bool
+    since: datetime
+    keepers: dict[str, Keeper]
+    workers: dict[tuple[str, int], Worker]
+    bubbles: dict[str, tuple[Bubble, Peer]]
+
+
+def answer_question(daemon: Daemon, what: str, parameters: str, uid: int) -> str:
     """The JSON text that answers a command."""
     match what:
         case "status":
@@ -23,7 +35,7 @@ def answer_question(daemon: Supervisor, what: str, parameters: str, uid: int) ->
             return json.dumps({"error": f'"{what}" is not a question that this daemon knows'})
 
 
-def status(daemon: Supervisor, uid: int) -> dict[str, Any]:
+def status(daemon: Daemon, uid: int) -> dict[str, Any]:
     """The state of everything; of bubbles and workers only the asking user's, unless the daemon's own."""
     everything = uid == os.geteuid()
     workers = [
@@ -57,7 +69,7 @@ def status(daemon: Supervisor, uid: int) -> dict[str, Any]:
     }
 
 
-def _tunnel(daemon: Supervisor, name: str) -> dict[str, Any]:
+def _tunnel(daemon: Daemon, name: str) -> dict[str, Any]:
     keeper = daemon.keepers[name]
     now, age = keeper.now, None
     if now.proof_at_ns:

@@ -233,9 +233,7 @@ class Supervisor:
                 self.loaded,
                 self.keepers,
                 self._segments,
-                lambda message: name_service.answer(
-                    self._allocators[post.zone, post.uid], post.bubbles, message
-                ),
+                lambda message: name_service.answer(allocator, post.bubbles, message),
                 structural=self.structural,
                 number=os.urandom(4).hex(),
             )

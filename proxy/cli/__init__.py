@@ -14,6 +14,7 @@ import click
 
 # command -> (module, one line for the list of commands). The function in the module is `command`.
 COMMANDS: Mapping[str, tuple[str, str]] = {
+    "demo": ("proxy.cli.demo", "the whole product on this machine, with real traffic"),
     "run": ("proxy.cli.run", "run a program in a bubble"),
     "up": ("proxy.cli.up", "run the daemon"),
     "status": ("proxy.cli.status", "what is up, what is proved, who is inside"),

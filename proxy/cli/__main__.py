@@ -1,0 +1,5 @@
+"""So that `python -m proxy.cli` is `zonegate`."""
+
+from proxy.cli import main
+
+main()

@@ -1,0 +1,76 @@
+"""`zonegate demo`: the whole product on one machine, with real traffic."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from proxy import paths, sandbox
+from proxy.cli.errors import fail
+from proxy.demo.machines import DemoFailed, Machines
+from proxy.demo.story import Step, tell
+from proxy.run import RunError, connect
+
+
+@click.command("demo", short_help="the whole product on this machine, with real traffic")
+@click.option(
+    "--once", is_flag=True, help="End after the last step; so it does when its output is no terminal."
+)
+def command(once: bool) -> None:
+    """Make throw-away keys, start a corporate end, a gate and bubbles here, and show what they do.
+
+    Needs no root and no network. Every line says what you should see and what was seen; exit code 1 if
+    they differ.
+    """
+    if problems := sandbox.missing():
+        fail("\n".join(problems))
+    console = Console(highlight=False, soft_wrap=True)
+    stays = not once and sys.stdout.isatty()
+    with tempfile.TemporaryDirectory(prefix="zonegate-demo-") as directory:
+        run = _free_place() if stays else None
+        machines = Machines(Path(directory), run or Path(directory) / "run", dict(os.environ))
+        try:
+            with machines.up():
+                shown = [_show(step, console) for step in tell(machines)]
+                good = all(shown)
+                if stays:
+                    _stay(machines, run is not None, console)
+        except DemoFailed as error:
+            fail(str(error), 1)
+        except KeyboardInterrupt:
+            good = True
+    sys.exit(0 if good else 1)
+
+
+def _free_place() -> Path | None:
+    """Where commands look for a daemon, if none is there: then they need no further word."""
+    place = paths.run_directory(os.getuid(), os.environ)
+    try:
+        connect(paths.admin_sockets(os.getuid(), os.environ)).close()
+    except RunError:
+        return place
+    return None
+
+
+def _show(step: Step, console: Console) -> bool:
+    mark = Text("✓ ", "bold green") if step.good else Text("✗ ", "bold red")
+    console.print(mark + Text(step.title, "bold"))
+    console.print(Text(f"    expected  {step.expected}", "dim"))
+    console.print(Text(f"    seen      {step.seen}", "" if step.good else "red"))
+    return step.good
+
+
+def _stay(machines: Machines, usual: bool, console: Console) -> None:
+    where = "" if usual else f"ZONEGATE_SOCKET={machines.environment['ZONEGATE_SOCKET']} "
+    console.print()
+    console.print("It is still up. In another terminal, try:")
+    for line in ("run -- bash", "run -- curl http://intranet.corp.example/", "status"):
+        console.print(f"    {where}zonegate {line}")
+    console.print("Ctrl-C ends it and leaves nothing behind.")
+    machines.gate.wait()
