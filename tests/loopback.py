@@ -74,9 +74,9 @@ class Site:
         self.server_files = write_issued(self.server, directory, "server")
         self.client_files = write_issued(self.client, directory, "client")
 
-    def for_client(self, issued: Issued | None = None, name: str = "") -> ssl.SSLContext:
-        """The context of `laptop`, or of another client."""
-        files = write_issued(issued, self.directory, name) if issued else self.client_files
+    def for_client(self, issued: Issued | None = None, directory: Path | None = None) -> ssl.SSLContext:
+        """The context of `laptop`, or of another client whose files go to `directory`."""
+        files = write_issued(issued, directory, "other") if issued and directory else self.client_files
         return client_context(ca_pem=self.authority.pem, certificate=files[0], key=files[1])
 
     def for_server(self, files: tuple[Path, Path] | None = None) -> ssl.SSLContext:

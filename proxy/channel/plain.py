@@ -109,6 +109,8 @@ class PlainChannel:
         self, sock: socket.socket, backlog: Backlog | None = None, read_bytes: int = CHUNK_BYTES
     ) -> None:
         sock.setblocking(False)
+        with suppress(OSError):  # not TCP. Waiting for company (RFC 896) costs 40 ms where answers are small
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
         self._backlog = backlog or Backlog()
         self._read_bytes = read_bytes
