@@ -91,9 +91,7 @@ class _Comparison:
         before, after = self.old.judge(flow, tunnel), self.new.judge(flow, tunnel)
         if before.verdict is not one.verdict or after.verdict is not two.verdict:
             raise Disagreement(f"the comparison and the judge differ on {flow}; please report this")
-        return Change(
-            one.verdict, two.verdict, before.because, after.because, flow, tunnel, (one.via, two.via)
-        )
+        return Change(one.verdict, two.verdict, before.because, after.because, flow, tunnel)
 
 
 def _unlike(
