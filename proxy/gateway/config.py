@@ -52,6 +52,7 @@ class Limits:
 
     `clients` are open connections, of all certificates and with `per_certificate` of one. `handshakes`
     bounds connections that have not proved anything, in all and `per_address` of their sender.
+    `clients_at` is None where the file leaves their number to the gateway.
     """
 
     clients: int = 4096
@@ -59,7 +60,7 @@ class Limits:
     handshakes: int = 512
     per_address: int = 64
     idle_s: float = 3600
-    at: Where | None = None
+    clients_at: Where | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,8 @@ class _Reader:
         idle_s = reading.duration_s(keys["idle"], "idle") if "idle" in keys else usual.idle_s
         if idle_s is not None and idle_s < 1:
             reading.problem(keys["idle"], "idle is shorter than a second; write 1s or more")
-        return Limits(**counts, idle_s=idle_s or usual.idle_s, at=node.at)
+        at = keys["clients"].at if "clients" in keys else None
+        return Limits(**counts, idle_s=idle_s or usual.idle_s, clients_at=at)
 
 
 def _endpoint(text: str) -> tuple[IPAddress, int]:

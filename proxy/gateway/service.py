@@ -6,6 +6,7 @@ Everything that can be wrong with a configuration is found here before anything 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 import signal
@@ -16,16 +17,18 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from proxy import notify
 from proxy.certificates import spki_pin
 from proxy.channel import server_context
 from proxy.channel.connect import authority
-from proxy.gateway.config import Endpoint, FileRef, GatewayConfig, read_config
+from proxy.gateway.config import Endpoint, FileRef, GatewayConfig, Limits, read_config
 from proxy.gateway.dial import Dialer, system_resolver
 from proxy.gateway.log import Log
 from proxy.gateway.revoked import Revocations
@@ -39,7 +42,7 @@ _OTHER_DESCRIPTORS = 64
 async def run(file: Path) -> None:
     """Serve until SIGTERM or SIGINT. Raises Problems where the configuration cannot be used."""
     config = load(file)
-    raise_limits(config)
+    limits = affordable(config.limits)
     context = tls(config)
     pin = spki_pin(_certificate_der(config.certificate.path))
     with ExitStack() as undo:
@@ -53,17 +56,19 @@ async def run(file: Path) -> None:
             config.allowances, config.hosts, system_resolver if config.uses_system_resolver else None
         )
         undo.callback(dialer.close)
-        listeners = [undo.enter_context(sock) for sock in inherited(os.environ, os.getpid())]
+        with _said_at(FileRef(file, Where(str(file), 1, 1))):
+            listeners = [undo.enter_context(sock) for sock in inherited(os.environ, os.getpid())]
         if not listeners:
             listeners = [undo.enter_context(listen(endpoint)) for endpoint in config.listen]
         where = ", ".join(map(_shown, listeners))
         stop = asyncio.Event()
         _on_signals(undo, stop, log)
-        gateway = Gateway(context, config.limits, dialer, log, revocations)
+        gateway = Gateway(context, limits, dialer, log, revocations)
         log.write("started", listen=where, pin=pin)
-        print(f"zonegate gateway: listening on {where}, key {pin}", file=sys.stderr, flush=True)
-        notify("READY=1")
+        notify.say(f"gateway listening on {where}, key {pin}")
+        notify.ready()
         await gateway.serve(listeners, stop)
+        notify.stopping()
         log.note("stopped", lost=log.lost)
 
 
@@ -91,33 +96,41 @@ def tls(config: GatewayConfig) -> ssl.SSLContext:
         return server_context(client_ca_pem=ca_pem, certificate=config.certificate.path, key=config.key.path)
 
 
-def raise_limits(config: GatewayConfig) -> None:
-    """Allow as many descriptors as the clients may need, and no core dump. Raises Problems."""
+def affordable(limits: Limits) -> Limits:
+    """The limits, with as many descriptors allowed as the clients may need, and no core dump.
+
+    Where the file gives no number of clients it is what the system allows. Raises Problems.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would contain the key
-    needed = 2 * config.limits.clients + _OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        at = config.limits.at or Where(config.log.at.file, 1, 1)
-        most = (hard - _OTHER_DESCRIPTORS) // 2
-        cure = f"write at most {max(most, 1)}, or raise LimitNOFILE"
-        raise _problems(
-            at, f"{config.limits.clients} clients need {needed} open files, {hard} are allowed; {cure}"
-        )
+    unlimited = hard == resource.RLIM_INFINITY
+    most = limits.clients if unlimited else max((hard - _OTHER_DESCRIPTORS) // 2, 1)
+    if limits.clients > most and limits.clients_at is not None:
+        said = f"{limits.clients} clients need more open files than the {hard} that are allowed"
+        raise _problems(limits.clients_at, f"{said}; write at most {most}, or raise LimitNOFILE")
+    limits = replace(limits, clients=min(limits.clients, most))
+    needed = min(2 * limits.clients + _OTHER_DESCRIPTORS, hard if not unlimited else sys.maxsize)
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return limits
 
 
 def inherited(environment: Mapping[str, str], pid: int) -> list[socket.socket]:
     """The listening sockets that a service manager opened in place of `listen` (sd_listen_fds(3)).
 
     They may belong to another network namespace than this process: it then serves there from here.
+    Raises OSError and ValueError for what is no listening socket.
     """
     if environment.get("LISTEN_PID") != str(pid):
         return []
-    count = int(environment.get("LISTEN_FDS", "0"))
-    listeners = [socket.socket(fileno=fd) for fd in range(3, 3 + count)]
-    for listener in listeners:
+    listeners = []
+    for fd in range(3, 3 + int(environment.get("LISTEN_FDS", "0"))):
+        listener = socket.socket(fileno=fd)
+        if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError(errno.EINVAL, f"descriptor {fd} of the service manager does not listen")
         listener.setblocking(False)
+        listener.set_inheritable(False)
+        listeners.append(listener)
     return listeners
 
 
@@ -137,18 +150,6 @@ def listen(endpoint: Endpoint) -> Iterator[socket.socket]:
             said = f"cannot listen there ({_strerror(error)}); free it or write another address or port"
             raise _problems(endpoint.at, said) from None
         yield sock
-
-
-def notify(state: str) -> None:
-    """Tell a service manager, if there is one (sd_notify(3)). Never raises."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path.startswith(("/", "@")):
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-        try:
-            sock.sendto(state.encode("ascii"), "\0" + path[1:] if path.startswith("@") else path)
-        except OSError as error:
-            print(f"zonegate gateway: cannot tell {path}: {_strerror(error)}", file=sys.stderr)
 
 
 def _on_signals(undo: ExitStack, stop: asyncio.Event, log: Log) -> None:
