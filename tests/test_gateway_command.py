@@ -84,7 +84,8 @@ def test_it_serves_on_the_sockets_of_a_service_manager(directory: Path) -> None:
         fd = listener.fileno()
         manager = (
             "import os, sys; os.dup2(int(sys.argv[1]), 3);"
-            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1'); os.execv(sys.argv[2], sys.argv[2:])"
+            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1');"
+            "os.execv(sys.argv[2], sys.argv[2:])"
         )
         with subprocess.Popen(
             [sys.executable, "-c", manager, str(fd), *COMMAND, directory / "gateway.yaml"],
