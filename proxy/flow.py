@@ -170,7 +170,7 @@ class Because:
     where: str = ""
 
     def __str__(self) -> str:
-        head = f"{self.origin} {self.id}" if self.id else str(self.origin)
+        head = str(self.origin) if self.id in ("", self.origin) else f"{self.origin} {self.id}"
         return f"{head} ({self.text})" if self.text else head
 
 
