@@ -21,6 +21,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "stop": ("proxy.cli.stop", "end the daemon and its bubbles"),
     "cleanup": ("proxy.cli.cleanup", "end the bubbles that a killed daemon left"),
     "gateway": ("proxy.cli.gateway", "run the corporate end of an mtls tunnel"),
+    "check": ("proxy.cli.check", "what is wrong with policy files"),
+    "test": ("proxy.cli.test", "run policy tests and their claims"),
+    "prove": ("proxy.cli.prove", "prove claims over all flows, find dead rules"),
+    "diff": ("proxy.cli.diff", "which flows an edit of a policy changes"),
+    "explain": ("proxy.cli.explain", "what a policy says of a flow, and why"),
 }
 
 

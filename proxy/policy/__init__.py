@@ -12,12 +12,15 @@ prove, diff, mutants, lint   questions about all flows
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from proxy.addresses import IPNetwork
-from proxy.policy.evaluate import Decision, Policy
-from proxy.policy.load import read_model
-from proxy.policy.source import Problem, Problems
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from proxy.addresses import IPNetwork
+    from proxy.policy.evaluate import Decision, Policy
+    from proxy.policy.source import Problem, Problems
 
 __all__ = ["Decision", "Policy", "Problem", "Problems", "load"]
 
@@ -28,9 +31,21 @@ def load(text: bytes, filename: str, own: Iterable[IPNetwork] = ()) -> Policy:
     Raises Problems: whatever the reader and the table of keys refuse, and a route that could change
     within a connection.
     """
+    from proxy.policy.evaluate import Policy
+    from proxy.policy.load import read_model
+
     policy = Policy(read_model(text, filename), text, own)
     if policy.may_be_unstable():
         from proxy.policy.lint import refuse_unstable  # only such policies pay for the prover
 
         refuse_unstable(policy, text)
     return policy
+
+
+def __getattr__(name: str) -> Any:
+    """The names above, loaded when asked for: the pytest plugin lives in this package, and every suite
+    on a machine where zonegate is installed imports it."""
+    homes = {"Decision": "evaluate", "Policy": "evaluate", "Problem": "source", "Problems": "source"}
+    if name in homes:
+        return getattr(importlib.import_module(f"proxy.policy.{homes[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

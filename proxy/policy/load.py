@@ -73,6 +73,7 @@ class _Loader:
         if r.problems or name is None or timezone is None:
             return None
         return Model(
+            file=r.filename,
             name=name,
             timezone=timezone,
             zones=self.v.zones,

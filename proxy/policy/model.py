@@ -223,6 +223,7 @@ class Rule(Entry):
 class Model:
     """A whole policy."""
 
+    file: str
     name: str
     timezone: ZoneInfo
     zones: tuple[str, ...]

@@ -1,0 +1,73 @@
+"""`zonegate explain`: what a policy says of one flow, and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from proxy.cli.errors import fail
+from proxy.policy import files
+from proxy.policy.facts import MANY, FactError, make_situation
+from proxy.policy.source import Problems
+from proxy.policy.telling import decision_value, tell_decision
+
+_SCHEMES = {"http": "http", "https": "https", "ssh": "ssh", "wss": "https", "ws": "http"}
+
+
+@click.command("explain", short_help="what a policy says of a flow, and why")
+@click.option("--policy", "path", required=True, type=click.Path(path_type=Path), help="The policy file.")
+@click.option("--to", required=True, metavar="URL|HOST[:PORT]", help="Where the flow goes.")
+@click.option("--zone", help="The zone; not needed where the policy has one only.")
+@click.option("--user", help="The user.")
+@click.option("--group", multiple=True, help="A group of the user; may be given several times.")
+@click.option("--device", help="The device.")
+@click.option("--posture", multiple=True, help="A posture that the device meets; may be given several times.")
+@click.option("--protocol", help="What the bytes turn out to be; else from the URL or the port.")
+@click.option("--address", help="The address that the name resolves to.")
+@click.option("--tunnel", default="attested", show_default=True, help="Its state, its name, or none.")
+@click.option("--tunnels", multiple=True, metavar="NAME=STATE", help="The zone's tunnels in their order.")
+@click.option("--method", help="The HTTP method.")
+@click.option("--content-type", help="The media type of the body.")
+@click.option("--transfer", type=click.Choice(["upload", "download"]), help="The direction of the transfer.")
+@click.option("--size", help="The size of the transfer, such as 11MiB.")
+@click.option("--time", help='The local time of the policy, such as "wed 10:00".')
+@click.option("--json", "as_json", is_flag=True, help="The whole answer, for programs.")
+def command(path: Path, to: str, as_json: bool, **given: str | tuple[str, ...] | None) -> None:
+    """Ask a policy file about one flow. Facts of a request that are not given are not known yet."""
+    facts = {key: (value,) if isinstance(value, str) else value for key, value in given.items() if value}
+    if "tunnels" in facts:
+        facts.pop("tunnel")
+    try:
+        facts = {**_destination(to), **facts}
+        policy = files.load_policy(path)
+        situation = make_situation(policy.model, {k: v for k, v in facts.items() if v or k in MANY})
+    except Problems as problems:
+        fail(problems.render())
+    except (FactError, ValueError) as error:
+        fail(str(error))
+    decision = policy.decide(situation.flow, situation.candidates, trace=True)
+    if as_json:
+        click.echo(json.dumps(decision_value(situation.flow, decision), indent=2))
+        return
+    for line in tell_decision(policy, situation.flow, decision):
+        click.echo(line)
+
+
+def _destination(to: str) -> dict[str, tuple[str, ...]]:
+    """Host, port, protocol and path of a URL or of `host:port`. Raises ValueError."""
+    parts = urlsplit(to if "://" in to else f"//{to}")
+    if not parts.hostname:
+        raise ValueError(f'"{to}" has no host; write it as in https://git.corp.example/')
+    found: dict[str, tuple[str, ...]] = {"host": (parts.hostname,)}
+    if parts.port is not None:
+        found["port"] = (str(parts.port),)
+    if parts.scheme:
+        if parts.scheme not in _SCHEMES:
+            raise ValueError(f'"{parts.scheme}" is not known; write http, https or ssh, or --protocol')
+        found["protocol"] = (_SCHEMES[parts.scheme],)
+        if parts.path and parts.scheme != "ssh":
+            found["path"] = (parts.path,)
+    return found

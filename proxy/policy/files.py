@@ -1,0 +1,53 @@
+"""Policy and test files on disk, for the commands and the pytest plugin. The judge never imports this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from proxy.policy import Policy, load
+from proxy.policy.examples import Suite, policy_path, read_suite
+from proxy.policy.source import Problem, Problems
+
+POLICY_SUFFIX, TEST_SUFFIX = ".policy.yaml", ".test.yaml"
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file. Raises Problems with the reason where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or "cannot be read"
+        raise Problems([Problem(str(path), 1, 1, f"{reason.lower()}; check the path")]) from None
+
+
+def load_policy(path: Path) -> Policy:
+    """The policy of a file. Raises Problems."""
+    return load(read_bytes(path), str(path))
+
+
+def load_suite(path: Path) -> Suite:
+    """The tests of a file, with the policy that it names beside it. Raises Problems."""
+    text = read_bytes(path)
+    policy = load_policy(path.parent / policy_path(text, str(path)))
+    return read_suite(text, str(path), policy)
+
+
+def is_suite(path: Path) -> bool:
+    """Whether a file is a policy test: its name says so, and so does its first key."""
+    if not path.name.endswith(TEST_SUFFIX):
+        return False
+    try:
+        head = path.read_bytes()[:65536]
+    except OSError:
+        return False
+    return any(line.lstrip(b"{ ").startswith(b"policy_test") for line in head.splitlines())
+
+
+def find(paths: Iterable[Path], suffix: str) -> Iterator[Path]:
+    """The files given, and those below the folders given whose names end so, in order."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(found for found in path.rglob(f"*{suffix}") if found.is_file())
+        else:
+            yield path
