@@ -2,7 +2,7 @@
 
 source, reading              text to a tree of strings with places; aids to read it
 model, grammar, values       what a policy says; the table of keys; the small texts
-matching, load               tree to model, with every problem at once
+matching, loader             tree to model, with every problem at once
 windows, lines, dimensions   what a fact of a flow passes
 compile, residual, evaluate  model to tables; tables and a flow to a judgement
 trace, facts, examples       the way to a verdict; words to a flow; policy tests
@@ -32,7 +32,7 @@ def load(text: bytes, filename: str, own: Iterable[IPNetwork] = ()) -> Policy:
     within a connection.
     """
     from proxy.policy.evaluate import Policy
-    from proxy.policy.load import read_model
+    from proxy.policy.loader import read_model
 
     policy = Policy(read_model(text, filename), text, own)
     if policy.may_be_unstable():

@@ -11,7 +11,7 @@ from naive_policy import ADDRESSES, MEDIA, METHODS, PATHS, SIZES
 
 from proxy.flow import FAILED, NEVER, UNKNOWN, Flow, Protocol, Transfer, TunnelFact, TunnelState
 from proxy.policy import Policy
-from proxy.policy.load import read_model
+from proxy.policy.loader import read_model
 
 NAMES = (
     "corp.example",
