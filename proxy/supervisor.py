@@ -44,6 +44,7 @@ from proxy.tunnels.keeper import Keeper
 
 WORKER_PAUSE_S, WORKER_PAUSE_MOST_S = 0.1, 5.0
 STEADY_S = 10.0
+SERVE_AGAIN_S = 0.2
 LEAVE_LIMIT_S = 7.0
 ADOPTION_LIMIT_S = 60.0
 
@@ -270,10 +271,17 @@ class Supervisor:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve_again(self, worker: Worker, bubble: Bubble) -> None:
-        try:
-            await worker.serve(bubble)
-        except CrewError as error:
-            notify.say(f"bubble {bubble.id}: {error}")
+        """Have a new worker serve a bubble that is there already; the last worker's ears may still be open."""
+        said = ""
+        while True:
+            try:
+                await worker.serve(bubble)
+                return
+            except CrewError as error:
+                if str(error) != said:
+                    said = str(error)
+                    notify.say(f"bubble {bubble.id}: {error}")
+                await asyncio.sleep(SERVE_AGAIN_S)
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -317,12 +325,13 @@ class Supervisor:
             peer.link.send(Denied(f"the names of zone {bubble.zone} cannot be kept: {error}"))
             return
         key = (bubble.zone, peer.uid)
-        post.bubbles[bubble.id] = bubble
         self.bubbles[bubble.id] = (bubble, peer)
         self._remember()
         try:
             async with asyncio.timeout(LEAVE_LIMIT_S):
                 await self._ready[key].wait()
+            # Only now: a worker that is just beginning serves every bubble that it finds at its post.
+            post.bubbles[bubble.id] = bubble
             await self.workers[key].serve(bubble)
             peer.link.send(Entered(bubble.id, bubble.zone, bubble.enforcement))
             while True:

@@ -1,0 +1,93 @@
+"""The lab's fixtures. `LAB_WITHOUT=NAME[,NAME]` takes defences out of every gate: the named tests go red."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from lab.gate import Gate, Settings, remove
+from lab.weakened import BY_THE_LAB, WEAKENINGS
+from lab.world import Host, World
+
+WITHOUT = frozenset(filter(None, os.environ.get("LAB_WITHOUT", "").split(",")))
+
+type NewGate = Callable[..., Gate]
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """The three namespaces and their servers."""
+    unknown = WITHOUT - WEAKENINGS.keys() - BY_THE_LAB
+    assert not unknown, f"LAB_WITHOUT names no defence: {', '.join(sorted(unknown))}"
+    made = World()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="session", params=["root", "user"])
+def host(world: World, request: pytest.FixtureRequest) -> Host:
+    """The device as root and as an ordinary user have it."""
+    return Host(world, request.param)
+
+
+@pytest.fixture(scope="session")
+def gate(host: Host) -> Iterator[Gate]:
+    """A daemon that many tests use and none ends."""
+    made = Gate(host, "shared", Settings(without=WITHOUT))
+    try:
+        yield made.start().attested()
+    finally:
+        remove(made)
+
+
+@pytest.fixture
+def new_gate(host: Host) -> Iterator[NewGate]:
+    """Daemons of one test. `Settings` may be given by keyword; `controls` are taken out beside LAB_WITHOUT."""
+    made: list[Gate] = []
+
+    def make(*controls: str, **changes: object) -> Gate:
+        without = WITHOUT | frozenset(controls)
+        settings = replace(Settings(without=without), **changes)  # type: ignore[arg-type] # by name
+        found = Gate(host, f"gate{len(list(host.directory.iterdir()))}", settings)
+        made.append(found)
+        return found.start()
+
+    try:
+        yield make
+    finally:
+        for one in made:
+            remove(one)
+
+
+@pytest.fixture(autouse=True)
+def nothing_on_the_wire(world: World) -> None:
+    """Each test begins with a wire on which nothing was seen."""
+    world.wire.forget()
+    world.loopback.forget()
+
+
+class Watch:
+    """Asserting about the wire in the words of a test."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def only_the_gateway(self) -> None:
+        """Nothing left the device but the connection to the gateway, and nothing went over its own lo."""
+        assert not (seen := self._world.wire.seen()), f"left the device: {[str(f) for f in seen[:10]]}"
+        assert not (seen := self._world.loopback.seen()), f"on the device's lo: {[str(f) for f in seen[:10]]}"
+
+    def forget(self) -> None:
+        """What was seen belongs to the control."""
+        self._world.wire.forget()
+        self._world.loopback.forget()
+
+
+@pytest.fixture
+def watch(world: World) -> Watch:
+    """The wire of the device."""
+    return Watch(world)

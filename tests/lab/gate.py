@@ -1,0 +1,321 @@
+"""One daemon as the lab has it: its site, its bubbles, what it says and what it wrote down."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab import kernel, weakened
+from lab.kernel import Done, Place
+from lab.world import GATEWAY, GATEWAY_PORT, REPOSITORY, SERVER_NAME, TESTS, Host
+from proxy import certificates
+
+PROGRAMS = TESTS / "lab/programs"
+LAB_RULES = """
+  - id: lab-ports
+    match: {zone: corporate, to: intranet, port: [7000, 7001]}
+    verdict: tunnel
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What differs between daemons. `without` names defences that are taken out."""
+
+    without: frozenset[str] = frozenset()
+    limits: str = ""
+    rules: str = LAB_RULES
+    guards: str = ""
+    destinations: str = ""
+    judges_addresses: bool = False
+    gateway: str = f"{GATEWAY}:{GATEWAY_PORT}"
+    server_name: str = SERVER_NAME
+    pins: tuple[str, ...] = ()
+    state: Path | None = None
+    descriptors: int = 0
+
+
+def policy_text(settings: Settings) -> str:
+    """The policy that ships, with the lab's own entries; it must still look as the lab expects."""
+    text = (REPOSITORY / "policies/corporate.policy.yaml").read_text()
+    for mark, more in (
+        ("  destinations:\n", settings.destinations),
+        ("guards: # ceilings: no rule below can lift one\n", settings.guards),
+    ):
+        assert text.count(mark) == 1, f"the shipped policy has no line {mark!r} any more"
+        text = text.replace(mark, mark + more)
+    assert text.rstrip().endswith("verdict: tunnel"), "the rules are no longer the end of the shipped policy"
+    return text.rstrip() + "\n" + settings.rules.lstrip("\n")
+
+
+class Gate:
+    """A daemon of `host`, from `start` to `end`. The site lies in a directory of its own."""
+
+    def __init__(self, host: Host, name: str, settings: Settings = Settings()) -> None:  # noqa: B008  frozen
+        self.host, self.settings = host, settings
+        self.directory = host.directory / name
+        self.directory.mkdir()
+        self.state = settings.state or self.directory / "state"
+        self.socket = self.directory / "run/admin.sock"
+        self.log = self.directory / "up.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.bubbles: list[Bubble] = []
+        names = host.world.names
+        certificates.write_issued(names.client, self.directory, "device1")
+        (self.directory / "ca.crt").write_text(names.authority.pem)
+        (self.directory / "policy.yaml").write_text(policy_text(settings))
+        self.write_site()
+        for path in [self.directory, *self.directory.iterdir()]:
+            os.chown(path, host.uid, host.uid)
+
+    def write_site(self) -> None:
+        """Write the site file."""
+        settings = self.settings
+        pins = settings.pins or (self.host.world.names.server.pin,)
+        who = "root" if self.host.uid == 0 else f"#{self.host.uid}"
+        (self.directory / "zonegate.yaml").write_text(
+            "zonegate: 1\npolicy: policy.yaml\nrun: run\n"
+            f"state: {self.state}\n"
+            "zones:\n  corporate: {tunnels: [hq]}\n"
+            "tunnels:\n  hq:\n    kind: mtls\n"
+            f"    gateway: {settings.gateway}\n    server_name: {settings.server_name}\n"
+            f"    ca: ca.crt\n    pins: {json.dumps(list(pins))}\n"
+            "    certificate: device1.crt\n    key: device1.key\n"
+            f"    judges_addresses: {'true' if settings.judges_addresses else 'false'}\n"
+            f'people:\n  "{who}": {{zones: [corporate]}}\n'
+            + (f"limits: {{{settings.limits}}}\n" if settings.limits else "")
+        )
+
+    # -- the daemon --------------------------------------------------------------------------------
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What tells a command where this daemon is."""
+        return {"ZONEGATE_SOCKET": str(self.socket)}
+
+    def command(self, *arguments: str) -> list[str]:
+        """A zonegate command, with the defences of this gate taken out."""
+        return weakened.command(self.settings.without, arguments)
+
+    def start(self) -> Gate:
+        """Start the daemon and wait until its socket answers."""
+        with self.log.open("ab") as log:
+            self.process = kernel.start(
+                self.host.place,
+                self._limited(self.command("up", "-c", str(self.directory / "zonegate.yaml"))),
+                stderr=log,
+                stdout=log,
+            )
+        kernel.until("the daemon listens", self._listens)
+        return self
+
+    def _limited(self, command: list[str]) -> list[str]:
+        most = self.settings.descriptors
+        return ["prlimit", f"--nofile={most}:{most}", *command] if most else command
+
+    def _listens(self) -> bool:
+        assert self.process is not None and self.process.poll() is None, self.said()
+        return self.socket.exists()
+
+    def attested(self) -> Gate:
+        """Wait until its tunnel is proved."""
+        kernel.until("the tunnel is attested", lambda: self.tunnel()["attested"])
+        return self
+
+    def in_state(self, state: str) -> dict[str, Any]:
+        """Wait until its tunnel is in a state; what status says of it then."""
+        kernel.until(f"the tunnel is {state}", lambda: self.tunnel()["state"] == state)
+        return self.tunnel()
+
+    def said(self) -> str:
+        """What it wrote to its standard error."""
+        return self.log.read_text()
+
+    def status(self) -> dict[str, Any]:
+        """`zonegate status --json`."""
+        done = self.call("status", "--json")
+        assert done.code in (0, 1), done.err
+        found: dict[str, Any] = json.loads(done.out)
+        return found
+
+    def tunnel(self) -> dict[str, Any]:
+        """What status says of the tunnel."""
+        found: dict[str, Any] = self.status()["tunnels"]["hq"]
+        return found
+
+    def call(self, *arguments: str) -> Done:
+        """Any zonegate command of this daemon's user."""
+        place = self.host.place
+        there = Place(place.network, place.mounts, place.uid, {**place.environment, **self.environment})
+        return kernel.run(there, self.command(*arguments))
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process."""
+        assert self.process is not None
+        return self.process.pid
+
+    def child(self, module: str) -> int:
+        """The pid of the one process below the daemon that runs `proxy.MODULE`."""
+
+        def find() -> int:
+            for pid in kernel.descendants(self.pid):
+                words = kernel.command_of(pid)
+                if f"from proxy.{module} import" in words and not words.startswith("bwrap"):
+                    return pid
+            return 0
+
+        return kernel.until(f"a process of proxy.{module}", find)
+
+    def end(self, how: int = signal.SIGTERM) -> None:
+        """End the daemon and what is left of its bubbles."""
+        if self.process is not None:
+            kernel.signal_all([self.pid], signal.SIGCONT)
+            kernel.end(self.process, how)
+            self.process = None
+        for bubble in self.bubbles:
+            bubble.end()
+        self.bubbles.clear()
+
+    # -- bubbles -----------------------------------------------------------------------------------
+
+    def run(
+        self, *command: str, stdin: bytes = b"", limit_s: float = 30.0, share: Sequence[Path] = ()
+    ) -> Done:
+        """`zonegate run` of a command, to its end."""
+        if "bubble" in self.settings.without:
+            return kernel.run(self.host.place, command, stdin=stdin, limit_s=limit_s)
+        place = self.host.place
+        there = Place(place.network, place.mounts, place.uid, {**place.environment, **self.environment})
+        return kernel.run(there, self._run_command(command, share), stdin=stdin, limit_s=limit_s)
+
+    def python(self, program: str, *arguments: str, limit_s: float = 30.0) -> Done:
+        """A program of `programs/` in a bubble."""
+        return self.run(*python(program, *arguments), limit_s=limit_s)
+
+    def bubble(self, *command: str) -> Bubble:
+        """A command in a bubble that goes on; ended with the gate."""
+        place = self.host.place
+        there = Place(place.network, place.mounts, place.uid, {**place.environment, **self.environment})
+        outside = "bubble" in self.settings.without
+        words = list(command) if outside else self._run_command(command, ())
+        bubble = Bubble(self, kernel.start(there, words, stdin=subprocess.PIPE))
+        self.bubbles.append(bubble)
+        return bubble
+
+    def _run_command(self, command: Sequence[str], share: Sequence[Path]) -> list[str]:
+        shared = [PROGRAMS, self.host.world.directory / "site-ca.crt", *share]
+        if sys.base_prefix != "/usr":
+            shared.append(Path(sys.base_prefix))
+        options = [word for path in shared for word in ("--share", str(path))]
+        return self.command("run", *options, "--", *command)
+
+    # -- records -----------------------------------------------------------------------------------
+
+    def records(self) -> list[dict[str, Any]]:
+        """All audit records, in the order of the segments."""
+        found: list[dict[str, Any]] = []
+        for segment in sorted((self.state / "audit").glob("*.jsonl"), key=lambda path: path.suffixes[-2:][0]):
+            found += [json.loads(line) for line in segment.read_text().splitlines()]
+        return found
+
+    def record(self, kind: str, matches: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The last record of a kind that matches, once there is one."""
+
+        def find() -> dict[str, Any] | None:
+            rows = [row for row in self.records() if row.get("record") == kind and matches(row)]
+            return rows[-1] if rows else None
+
+        found = kernel.until(f"an audit record ({kind})", find)
+        assert found is not None
+        return found
+
+
+def python(program: str, *arguments: str) -> list[str]:
+    """The command of a program of `programs/`: the interpreter of the tests, which bubbles are shared."""
+    interpreter = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return [str(interpreter), "-I", "-u", str(PROGRAMS / f"{program}.py"), *arguments]
+
+
+@dataclass(slots=True, eq=False)
+class Bubble:
+    """A program in a bubble that goes on. It speaks in lines; `process` is the outer one."""
+
+    gate: Gate
+    process: subprocess.Popen[bytes]
+    heard: list[str] = field(default_factory=list)
+    _rest: bytes = b""
+
+    def __post_init__(self) -> None:
+        assert self.process.stdout is not None
+        os.set_blocking(self.process.stdout.fileno(), False)
+
+    def lines(self) -> list[str]:
+        """Every line that the program has said so far."""
+        assert self.process.stdout is not None
+        while data := self.process.stdout.read():
+            *whole, self._rest = (self._rest + data).split(b"\n")
+            self.heard += [line.decode(errors="replace") for line in whole]
+        return self.heard
+
+    def says(self, word: str, limit_s: float = 15.0) -> str:
+        """The first line yet with this word in it."""
+        at = len(self.heard)
+
+        def find() -> str:
+            return next((line for line in self.lines()[at:] if word in line), "")
+
+        try:
+            return kernel.until(f'the program says "{word}"', find, limit_s)
+        except kernel.NotSeen as error:
+            raise kernel.NotSeen(f"{error}; it said {self.heard[-5:]} {self._complaint()}") from None
+
+    def _complaint(self) -> str:
+        if self.process.poll() is None or self.process.stderr is None:
+            return ""
+        return self.process.stderr.read().decode(errors="replace")[-500:]
+
+    def tell(self, line: str) -> None:
+        """Send the program a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+
+    @property
+    def inner(self) -> int:
+        """The process that made the namespaces."""
+        return kernel.until("the inner process", lambda: (self._children(self.process.pid) or [0])[0])
+
+    @property
+    def program(self) -> int:
+        """A process in the sandbox itself: the last below the inner one."""
+        return kernel.until("the program", lambda: (kernel.descendants(self.inner)[1:] or [0])[-1])
+
+    def _children(self, pid: int) -> list[int]:
+        return [child for child, parent in kernel.parents().items() if parent == pid]
+
+    def network(self) -> int:
+        """A descriptor of its network namespace; the caller closes it."""
+        return os.open(f"/proc/{self.inner}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    def end(self) -> None:
+        """End it and everything below it."""
+        if self.process.poll() is None:
+            below = kernel.descendants(self.process.pid)
+            kernel.signal_all([self.process.pid, *below], signal.SIGCONT)
+            kernel.signal_all(below, signal.SIGKILL)
+        kernel.end(self.process)
+
+
+def remove(gate: Gate) -> None:
+    """End a gate and forget its files."""
+    gate.end(signal.SIGKILL)
+    shutil.rmtree(gate.directory, ignore_errors=True)

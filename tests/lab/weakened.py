@@ -1,0 +1,171 @@
+"""The product with named defences taken out, for positive controls: a leak test must have been red.
+
+`command` gives a zonegate command line; where defences are to be missing it goes through this file, which
+applies the rows of WEAKENINGS to the command's own process and, through the command line with which the
+supervisor starts them, to workers, holders and doors. A row that no longer bites shows: its control then
+sees no canary, and fails.
+
+Two names have no row because the lab does them itself: `bubble` (the program runs outside of any) and
+`linkless` (the zone is given a veth, as root, from outside).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+BY_THE_LAB = frozenset({"bubble", "linkless"})
+
+_NO_FILTER = """
+import pyseccomp, proxy.sandbox as s
+s.{name} = lambda: s._program(pyseccomp.SyscallFilter(pyseccomp.ALLOW))
+"""
+_HOST_RUN = """
+import proxy.bubble as b
+_system = b._system
+b._system = lambda: [*_system(), "--bind", "/run", "/run", "--bind", "/tmp", "/tmp"]
+"""
+_WORKER_SEES_RUN = """
+import proxy.sandbox as s
+_sealed = s.sealed
+def sealed(command, fd):
+    told = _sealed(command, fd)
+    at = told.index("--remount-ro")
+    return [*told[:at], "--bind", "/run", "/run", "--symlink", "/run", "/var/run",
+            "--ro-bind", "/etc", "/etc", *told[at:]]
+s.sealed = sealed
+"""
+_WORKER_IN_HOST_NETWORK = """
+import proxy.sandbox as s
+_sealed_net = s.sealed
+s.sealed = lambda command, fd: [word for word in _sealed_net(command, fd) if word != "--unshare-net"]
+"""
+_ALWAYS_ATTESTED = """
+import proxy.tunnels.keeper as k
+from proxy.tunnels.base import Attestation
+from proxy.flow import TunnelState
+_attest = k.attest
+k.attest = lambda *a: Attestation(TunnelState.ATTESTED, "assumed", "sha256:nobody", a[-1], a[-1] + (1 << 50))
+"""
+_ANY_PEER = """
+import ssl, proxy.egress as e, proxy.channel.tls as t, proxy.worker as w
+_client = e.tls_client
+async def tls_client(sock, context, name, pins, limit_s, backlog):
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    class Any:
+        def __contains__(self, pin): return True
+        def __iter__(self): return iter(pins)
+        def __bool__(self): return True
+    return await _client(sock, context, name, Any(), limit_s, backlog)
+e.tls_client = tls_client
+"""
+
+# name -> (module -> code run in that process before its main). "cli" is the command itself.
+WEAKENINGS: Mapping[str, Mapping[str, str]] = {
+    "worker-filter": {
+        "cli": _NO_FILTER.format(name="worker_filter"),
+        "worker": "import proxy.worker as w; w.is_sealed = lambda: True",
+    },
+    "worker-mounts": {"cli": _WORKER_SEES_RUN},
+    "worker-network": {"cli": _WORKER_IN_HOST_NETWORK},
+    "bubble-filter": {"cli": _NO_FILTER.format(name="bubble_filter")},
+    "bubble-mounts": {"cli": _HOST_RUN},
+    "attest": {"cli": _ALWAYS_ATTESTED},
+    "peer": {"worker": _ANY_PEER},
+    "lease": {
+        "worker": "import proxy.egress as e\n"
+        "e.Egress.leased = property(lambda self: bool(self._lease.deadline_ns))\n"
+        "e.Egress.admits = lambda self, grant: True\n"
+        "e.Egress.grant = lambda self: e.Grant(0, '', 0.0)\n"
+        "import proxy.worker as w; w.Worker._cut_tunnel = lambda *a: None",
+    },
+    "audit": {
+        "worker": "import proxy.audit as a, proxy.worker as w\n"
+        "_verdict = a.Segment.verdict\n"
+        "def verdict(self, record):\n"
+        "    try: _verdict(self, record)\n"
+        "    except a.AuditUnwritable: pass\n"
+        "a.Segment.verdict = verdict",
+    },
+    "names-of-others": {
+        "cli": "import proxy.allocator as a\n"
+        "def name_of(self, bubble, address):\n"
+        "    slot = self._slots.get(a.offset_of(address))\n"
+        "    return slot and slot.name\n"
+        "a.Allocator.name_of = name_of",
+    },
+    "names-kept": {
+        "cli": "import proxy.allocator as a, pathlib\n"
+        "_init = a.Allocator.__init__\n"
+        "def init(self, path, **more):\n"
+        "    pathlib.Path(path).unlink(missing_ok=True); _init(self, path, **more)\n"
+        "a.Allocator.__init__ = init",
+    },
+    "names-quota": {
+        "cli": "import proxy.allocator as a\n"
+        "_init = a.Allocator.__init__\n"
+        "def init(self, path, **more): _init(self, path, **{**more, 'quota': 1 << 30})\n"
+        "a.Allocator.__init__ = init",
+    },
+    "strict-names": {
+        "cli": "import proxy.allocator as a; a._is_canonical = lambda name: True",
+        "worker": "import proxy.questions as q\nq.parse_name = lambda text: text.rstrip('.').lower()",
+    },
+    "inner-address": {
+        "worker": "import proxy.addresses as a; a.inner = lambda address: address\n"
+        "import sys, proxy.captured as c\n"
+        "for m in list(sys.modules.values()):\n"
+        "    if getattr(m, '__name__', '').startswith('proxy') and hasattr(m, 'inner'): m.inner = a.inner",
+    },
+    "own-address": {
+        "gateway": "",
+        "cli": "import proxy.gateway.judge as j; j.SENSITIVE = ()",
+    },
+}
+
+
+def command(without: Collection[str], arguments: Sequence[str]) -> list[str]:
+    """A zonegate command line; as it is where nothing is taken out."""
+    names = sorted(set(without) - BY_THE_LAB)
+    unknown = [name for name in names if name not in WEAKENINGS]
+    assert not unknown, f"no defence is called {unknown}; there are {sorted({*WEAKENINGS, *BY_THE_LAB})}"
+    if not names:
+        return [sys.executable, "-P", "-c", "from proxy.cli import main; main()", *arguments]
+    return [sys.executable, "-P", str(Path(__file__)), ",".join(names), *arguments]
+
+
+def code_for(module: str, names: Sequence[str]) -> str:
+    """What is run in a process of a module before it begins."""
+    return "\n".join(WEAKENINGS[name].get(module, "") for name in names)
+
+
+def apply(names: Sequence[str]) -> None:
+    """Take the defences out of this process, and of those that it will start."""
+    from proxy import sandbox
+
+    python_command = sandbox.python_command
+
+    def weak_command(module: str, *arguments: str, bare: bool = False) -> list[str]:
+        told = python_command(module, *arguments, bare=bare)
+        at = told.index("-c") + 1
+        before, after = told[at].split("from proxy.", 1)
+        told[at] = f"{before}exec({code_for(module, names)!r}, {{}}); from proxy.{after}"
+        return told
+
+    sandbox.python_command = weak_command
+    exec(code_for("cli", names), {})
+
+
+def main() -> None:
+    """Run a zonegate command without some defences: `weakened.py NAME,NAME COMMAND ...`."""
+    names = sys.argv.pop(1).split(",")
+    apply(names)
+    from proxy.cli import main as zonegate
+
+    zonegate()
+
+
+if __name__ == "__main__":
+    main()
