@@ -28,6 +28,9 @@ SYSTEM_DIRECTORIES = (
     "/nix",
     "/gnu",
 )
+# The kernel asks for no capability here, only for the uid: in a bubble of root core_pattern is a way out, and
+# the user who owns the zone's namespace may set its network's parameters.
+READ_ONLY_PROC = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
 # Of the caller's environment only these go in; the rest names sockets, agents and secrets of the host.
 KEPT_VARIABLES = ("TERM", "COLORTERM", "LANG", "LANGUAGE", "TZ", "SHELL", "USER", "LOGNAME", "NO_COLOR")
 # Keys of the machine and of zonegate, which a bubble of root could read.
@@ -55,6 +58,18 @@ class View:
     share_home: bool = False
     x11: bool = False
     variables: Mapping[str, str]
+
+    @property
+    def cooperative(self) -> bool:
+        """Whether the bubble sees a place where the host keeps sockets, or what its owner runs later."""
+        return self.share_home or any(
+            share.is_relative_to("/run") or share.is_socket() or _holds(share, self.home)
+            for share in self.share
+        )
+
+
+def _holds(share: Path, home: Path) -> bool:
+    return any(place.is_relative_to(share) for place in (home, Path("/run"), Path("/tmp"), Path("/var/run")))
 
 
 def files(view: View) -> dict[str, str]:
@@ -101,7 +116,16 @@ def arguments(view: View, seccomp_fd: int, info_fd: int) -> tuple[list[str], lis
     for shared in view.share:
         told += ["--bind", str(shared), str(shared)]
     told += _environment(view)
-    told += ["--remount-ro", "/", "--info-fd", str(info_fd), "--seccomp", str(seccomp_fd), "--", *view.command]
+    told += [
+        "--remount-ro",
+        "/",
+        "--info-fd",
+        str(info_fd),
+        "--seccomp",
+        str(seccomp_fd),
+        "--",
+        *view.command,
+    ]
     return told, fds
 
 
@@ -112,7 +136,11 @@ def _system() -> list[str]:
             told += ["--symlink", str(directory.readlink()), str(directory)]
         elif directory.is_dir():
             told += ["--ro-bind", str(directory), str(directory)]
-    told += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp"]
+    told += ["--proc", "/proc"]
+    for part in READ_ONLY_PROC:
+        if Path(part).exists():
+            told += ["--ro-bind", part, part]
+    told += ["--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp"]
     told += ["--tmpfs", "/run", "--tmpfs", "/var", "--perms", "1777", "--dir", "/var/tmp"]
     return [*told, "--symlink", "/run", "/var/run", "--symlink", "/run/lock", "/var/lock"]
 
@@ -136,7 +164,10 @@ def _home(view: View) -> list[str]:
 
 def _directory(view: View) -> str:
     """The caller's directory where the bubble has it, else the home."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError:  # it was removed, or may not be read
+        return str(view.home)
     visible = [*view.share, *([view.home] if view.share_home else [])]
     return str(here if any(here.is_relative_to(path) for path in visible) else view.home)
 

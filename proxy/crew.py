@@ -93,6 +93,7 @@ class Worker:
         self._link: Link[FromWorker] | None = None
         self._segment: OpenSegment | None = None
         self._let_go: list[tuple[int, OpenSegment]] = []
+        self._served: dict[str, asyncio.Task[None]] = {}
         self._serving: dict[str, asyncio.Future[None]] = {}
 
     @property
@@ -163,7 +164,13 @@ class Worker:
         ipc.close_all([fd])
 
     async def serve(self, bubble: Bubble) -> None:
-        """Open the ears of a bubble and give them to the worker; CrewError if that fails."""
+        """Open the ears of a bubble and give them to the worker, once; CrewError if that fails."""
+        task = self._served.get(bubble.id)
+        if task is None:
+            task = self._served[bubble.id] = asyncio.create_task(self._serve(bubble))
+        await asyncio.shield(task)
+
+    async def _serve(self, bubble: Bubble) -> None:
         listeners = await _open_ears(bubble)
         link = self._link
         served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -182,6 +189,7 @@ class Worker:
 
     def forget(self, bubble: str) -> None:
         """A bubble has ended."""
+        self._served.pop(bubble, None)
         if self._link is not None:
             self._link.send(BubbleGone(bubble))
 
