@@ -1,34 +1,33 @@
 """`zonegate run`: a program in a bubble of its own, and the process that stays beside it.
 
-Two processes. The inner one makes the bubble's namespaces (it is root of them and of nothing else), sets
-them up and starts the program under bubblewrap. The outer one, this, keeps the person's terminal and the
-link to the daemon: it shows the daemon the namespaces, passes signals on, and presents the bubble again
-when a new daemon comes up. Until the daemon has said yes the program is not started; when the daemon is
-gone, the zone refuses by itself.
+Two processes. The inner one (see inner) makes the bubble's namespaces and starts the program in them. The
+outer one, this, keeps the person's terminal and the link to the daemon: it shows the daemon the namespaces,
+passes signals on, and presents the bubble again when a new daemon comes up. Until the daemon has said yes
+the program is not started; when the daemon is gone, the zone refuses by itself. Neither a hung daemon nor a
+paused terminal holds the other up.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import selectors
 import signal
 import socket
-import termios
+import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy import bubble, ipc, namespaces, prctl, sandbox
+from proxy import bubble, inner, ipc
+from proxy.inner import FORWARDED
 from proxy.messages import TO_COMMAND, Denied, Enter, Entered, Leave
 from proxy.terminal import Stdio
 
-FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 ADMIN_LIMIT_S = 10.0
-ADOPTION_EVERY_S = 0.2
+LOOK_EVERY_S = 0.2  # for a new daemon, and for the terminal's foreground
+DENIED_PAUSE_S = 5.0
 GRACE_S = 5.0
 ANSWERS: Sequence[type[Entered | Denied]] = (Entered, Denied)
 
@@ -37,260 +36,241 @@ class RunError(Exception):
     """The program was not started; one line with the cure."""
 
 
+# -- the daemon --------------------------------------------------------------------------------------
+
+
+def connect(sockets: Sequence[Path], limit_s: float = ADMIN_LIMIT_S) -> socket.socket:
+    """A link to the first daemon that listens; RunError with the cure if there is none.
+
+    A daemon is asked only if it is root's or the caller's own: another's could be an impostor, to whom the
+    bubble's traffic would be given.
+    """
+    trouble = f"no daemon listens on {sockets[0]}; start one: zonegate up"
+    for path in sockets:
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        link.settimeout(limit_s)
+        try:
+            link.connect(str(path))
+            _, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        except PermissionError:
+            trouble = f"you may not speak to the daemon on {path}; ask who runs it"
+        except OSError:
+            pass
+        else:
+            if uid in (0, os.getuid()):
+                return link
+            trouble = f"who listens on {path} is user {uid}, neither you nor root, and is not trusted"
+        link.close()
+    raise RunError(trouble)
+
+
 @dataclass(slots=True)
 class Daemon:
-    """The link to whichever daemon serves the bubble now, if any."""
+    """The link to whichever daemon serves the bubble now, if any. Only `present` ever waits."""
 
     sockets: Sequence[Path]
     zone: str
     cooperative: bool
     link: socket.socket | None = None
     bubble: str = ""
+    next_step_at: float = 0.0  # a new attempt without a link; the end of patience while unanswered
+    answered: bool = False
 
     def present(self, pid: int, fds: Sequence[int]) -> Entered:
         """Show the bubble's namespaces to the daemon; RunError or LinkBroken if it is not served."""
-        link = connect(self.sockets)
-        try:
-            ipc.send(link, Enter(self.zone, self.bubble, self.cooperative, pid), fds)
-            answer, _ = ipc.receive(link, ANSWERS)
-            if isinstance(answer, Denied):
-                raise RunError(answer.reason)
-        except BaseException:
-            link.close()
-            raise
-        self.link, self.bubble = link, answer.bubble
+        self.link = connect(self.sockets)
+        ipc.send(self.link, Enter(self.zone, self.bubble, self.cooperative, pid), fds)
+        answer, _ = ipc.receive(self.link, ANSWERS)
+        if isinstance(answer, Denied):
+            raise RunError(answer.reason)
+        self._served(answer)
+        self.link.setblocking(False)
         return answer
 
-    def lost(self) -> None:
+    def look(self, pid: int, fds: Sequence[int], now: float) -> None:
+        """Without a daemon, present the bubble to a new one; give up one that does not answer."""
+        if self.answered or now < self.next_step_at:
+            return
+        self.lost(now)
+        try:
+            self.link = connect(self.sockets, 0)
+            ipc.send(self.link, Enter(self.zone, self.bubble, self.cooperative, pid), fds)
+        except (RunError, ipc.LinkBroken, OSError):
+            self.lost(now)
+        else:
+            self.next_step_at = now + ADMIN_LIMIT_S
+
+    def hear(self, now: float) -> bool:
+        """Take what the daemon says; whether it says that the bubble must end."""
+        assert self.link is not None
+        try:
+            message, _ = ipc.receive(self.link, TO_COMMAND)
+        except BlockingIOError:
+            return False
+        except ipc.LinkBroken:
+            self.lost(now)
+            return False
+        if isinstance(message, Entered):
+            self._served(message)
+        elif isinstance(message, Denied):
+            self.lost(now)
+            self.next_step_at = now + DENIED_PAUSE_S
+        return isinstance(message, Leave)
+
+    def lost(self, now: float = 0.0) -> None:
         """The daemon is gone; the zone refuses until another one adopts it."""
         if self.link is not None:
             self.link.close()
-            self.link = None
+        self.link, self.answered, self.next_step_at = None, False, now + LOOK_EVERY_S
 
-
-def connect(sockets: Sequence[Path]) -> socket.socket:
-    """A link to the first daemon that listens; RunError with the cure if there is none."""
-    for path in sockets:
-        link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        link.settimeout(ADMIN_LIMIT_S)
-        try:
-            link.connect(str(path))
-        except OSError:
-            link.close()
-            continue
-        return link
-    raise RunError(f"no daemon listens on {sockets[0]}; start one: zonegate up")
-
-
-def run(view: bubble.View, sockets: Sequence[Path]) -> int:
-    """Run a program in a new bubble of `view.zone`. Returns its exit code; 128+N for signal N."""
-    daemon = Daemon(sockets, view.zone, view.share_home)
-    connect(sockets).close()  # the cheapest check first
-    stdio = Stdio()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        _inner(view, stdio, theirs)
-    theirs.close()
-    stdio.started()
-    try:
-        return _outer(daemon, stdio, ours, pid)
-    finally:
-        stdio.close()
-        daemon.lost()
-
-
-# -- the inner process -------------------------------------------------------------------------------
-
-
-def _inner(view: bubble.View, stdio: Stdio, link: socket.socket) -> None:
-    """Make the namespaces, wait for the word, become the program's parent. Never returns."""
-    code = 125
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD})
-        outer = os.getppid()
-        namespaces.enter_new(os.getuid(), os.getgid())
-        prctl.die_with_parent(outer)
-        namespaces.make_zone()
-        fds = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("user", "net")]
-        socket.send_fds(link, [b"made"], fds)
-        if link.recv(16) == b"go":
-            code = _start(view, stdio)
-    except namespaces.NamespaceError as error:
-        with contextlib.suppress(OSError):
-            link.send(b"!" + str(error).encode())
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            link.send(b"!" + str(error).encode())
-    finally:
-        os._exit(code)
-
-
-def _start(view: bubble.View, stdio: Stdio) -> int:
-    """Start bubblewrap on the program and wait for it, passing signals on to the program itself."""
-    seccomp_fd = ipc.memory_file("seccomp", sandbox.bubble_filter())
-    info_read, info_write = os.pipe2(os.O_CLOEXEC)
-    command, fds = bubble.arguments(view, seccomp_fd, info_write)
-    pid = os.fork()
-    if pid == 0:
-        _become(command, [seccomp_fd, info_write, *fds], stdio)
-    os.close(info_write)
-    while True:
-        number = signal.sigwait({*FORWARDED, signal.SIGCHLD})
-        if number != signal.SIGCHLD:
-            _signal_program(info_read, number)
-            continue
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done == pid:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
-
-
-def _become(command: list[str], fds: Sequence[int], stdio: Stdio) -> None:
-    """In the child: the program's terminal as its own, the descriptors that bubblewrap reads, then exec."""
-    try:
-        os.setsid()
-        if stdio.controlling is not None:
-            fcntl.ioctl(stdio.controlling, termios.TIOCSCTTY, 0)
-        inner = [os.dup(fd) for fd in stdio.inner]
-        for number, fd in enumerate(inner):
-            os.dup2(fd, number, inheritable=True)
-        for fd in fds:
-            os.set_inheritable(fd, True)
-        # bubblewrap passes on what it inherits: nothing above 2 but what it reads itself.
-        _close_others({0, 1, 2, *fds})
-        signal.pthread_sigmask(signal.SIG_SETMASK, set())
-        os.execvpe(command[0], command, {"PATH": sandbox.SYSTEM_PATH})
-    except OSError as error:
-        os.write(2, f"zonegate: {command[0]} cannot be started: {error.strerror}\n".encode())
-    finally:
-        os._exit(125)
-
-
-def _close_others(kept: set[int]) -> None:
-    low = 0
-    for fd in sorted(kept):
-        if low < fd:
-            os.closerange(low, fd)
-        low = fd + 1
-    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
-
-
-_program_pid = 0
-
-
-def _signal_program(info_read: int, number: int) -> None:
-    """Send a signal to the program, which is the first child of the sandbox's init."""
-    try:
-        init = _sandbox_init(info_read)
-        children = Path(f"/proc/{init}/task/{init}/children").read_text().split()
-        os.kill(int(children[0]) if children else init, number)
-    except (OSError, ValueError, KeyError):
-        return  # it has not begun, or it has ended
-
-
-def _sandbox_init(info_read: int) -> int:
-    """The pid, as seen from here, of the sandbox's init; bubblewrap writes it once, at the start."""
-    global _program_pid
-    if not _program_pid:
-        _program_pid = int(json.loads(os.read(info_read, 4096))["child-pid"])
-    return _program_pid
+    def _served(self, answer: Entered) -> None:
+        self.bubble, self.answered = answer.bubble, True
 
 
 # -- the outer process -------------------------------------------------------------------------------
 
 
-def _outer(daemon: Daemon, stdio: Stdio, inner: socket.socket, pid: int) -> int:
-    """Show the bubble to the daemon, let it start, keep it company. Returns the program's exit code."""
-    word, fds, _, _ = socket.recv_fds(inner, 4096, 2)
+def run(view: bubble.View, sockets: Sequence[Path]) -> int:
+    """Run a program in a new bubble of `view.zone`. Returns its exit code; 128+N for signal N."""
+    daemon = Daemon(sockets, view.zone, view.cooperative)
+    connect(sockets).close()  # the cheapest check first
+    stdio = Stdio()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    outer = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        inner.live(view, stdio, theirs, outer)
+    theirs.close()
+    with contextlib.ExitStack() as undo:
+        undo.callback(stdio.close)
+        undo.callback(daemon.lost)
+        company = undo.enter_context(_Company(daemon, stdio, pid))
+        undo.callback(ours.close)
+        stdio.started()
+        fds = _made(ours)
+        undo.callback(ipc.close_all, fds)
+        try:
+            daemon.present(pid, fds)
+        except ipc.LinkBroken as error:
+            raise RunError(f"the daemon went away: {error}") from error
+        ours.send(b"go")
+        return company.keep(fds)
+
+
+def _made(link: socket.socket) -> list[int]:
+    """The bubble's user and network namespace, once it has been made."""
+    word, fds, _, _ = socket.recv_fds(link, 4096, 2, socket.MSG_CMSG_CLOEXEC)
     if word != b"made":
-        os.waitpid(pid, 0)
         raise RunError(word[1:].decode() or "the bubble could not be made")
-    try:
-        daemon.present(pid, fds)
-    except ipc.LinkBroken as error:
-        raise RunError(f"the daemon went away: {error}") from error
-    inner.send(b"go")
-    company = _Company(daemon, stdio, pid, fds)
-    with stdio.raw():
-        code = company.keep()
-        stdio.drain()
-    ipc.close_all(fds)
-    return code
+    return fds
 
 
 class _Company:
-    """The loop of the outer process: terminal, signals, daemon, and the end of the program."""
+    """The loop of the outer process: terminal, signals, daemon, and the end of the inner process."""
 
-    def __init__(self, daemon: Daemon, stdio: Stdio, pid: int, fds: Sequence[int]) -> None:
-        self._daemon, self._stdio, self._pid, self._fds = daemon, stdio, pid, fds
-        self._selector = selectors.DefaultSelector()
+    def __init__(self, daemon: Daemon, stdio: Stdio, pid: int) -> None:
+        self._daemon, self._stdio, self._pid = daemon, stdio, pid
         self._pidfd = os.pidfd_open(pid)
         self._kill_at: float | None = None
+        self._watched: socket.socket | None = None
+        self._reaped = False
 
-    def keep(self) -> int:
+    def __enter__(self) -> _Company:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Whatever happens, no bubble stays without its company."""
+        if not self._reaped:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        os.close(self._pidfd)
+
+    def keep(self, fds: Sequence[int]) -> int:
         """Until the program has ended; its exit code."""
-        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        for number in (*FORWARDED, signal.SIGWINCH):
-            signal.signal(number, lambda *_: None)
-        self._selector.register(self._pidfd, selectors.EVENT_READ, "end")
-        self._selector.register(wake_read, selectors.EVENT_READ, "signal")
-        self._watch_daemon()
-        _register_quietly(self._stdio, self._selector)
-        while True:
-            for key, _ in self._selector.select(self._pause()):
-                if key.data == "end":
-                    return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-                if key.data == "signal":
-                    self._pass_on(os.read(wake_read, 64))
-                elif key.data == "daemon":
-                    self._hear()
-                else:
-                    self._stdio.pump(key.fd, self._selector)
-            self._tick()
+        with selectors.DefaultSelector() as selector, _signals() as wake:
+            for fileobj, what in ((self._pidfd, "end"), (wake, "signal"), (self._stdio, "terminal")):
+                selector.register(fileobj, selectors.EVENT_READ, what)
+            self._stdio.take_terminal()
+            while True:
+                self._watch_daemon(selector)
+                for key, _ in selector.select(self._pause()):
+                    match key.data:
+                        case "signal":
+                            self._pass_on(os.read(wake, 64))
+                        case "daemon":
+                            self._hear_daemon(time.monotonic())
+                        case "terminal":
+                            self._stdio.pump()
+                        case "end":
+                            code = self._reap()
+                            self._daemon.lost()
+                            self._drain(wake)
+                            return code
+                self._tick(fds, time.monotonic())
+
+    def _reap(self) -> int:
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        self._reaped = True
+        return code if code >= 0 else 128 - code
+
+    def _drain(self, wake: int) -> None:
+        """What the program wrote last, unless the person has no patience with a terminal that is paused."""
+        with selectors.DefaultSelector() as selector:
+            for fileobj in (self._stdio, wake):
+                selector.register(fileobj, selectors.EVENT_READ)
+            while self._stdio.drain():
+                heard = any(key.fileobj == wake for key, _ in selector.select())
+                if heard and any(number in FORWARDED for number in os.read(wake, 64)):
+                    return
 
     def _pause(self) -> float | None:
-        return ADOPTION_EVERY_S if self._daemon.link is None or self._kill_at is not None else None
+        idle = self._daemon.answered and self._kill_at is None and not self._stdio.awaits_terminal
+        return None if idle else LOOK_EVERY_S
 
     def _pass_on(self, numbers: bytes) -> None:
         for number in numbers:
             if number == signal.SIGWINCH:
                 self._stdio.resize()
-            else:
-                os.kill(self._pid, number)
+            elif number == signal.SIGCONT:
+                self._stdio.take_terminal(resumed=True)
+            elif number in FORWARDED:
+                signal.pidfd_send_signal(self._pidfd, number)
 
-    def _watch_daemon(self) -> None:
-        if self._daemon.link is not None:
-            self._daemon.link.setblocking(False)
-            self._selector.register(self._daemon.link, selectors.EVENT_READ, "daemon")
+    def _hear_daemon(self, now: float) -> None:
+        if self._daemon.link is not None and self._daemon.hear(now) and self._kill_at is None:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+            self._kill_at = now + GRACE_S
 
-    def _hear(self) -> None:
-        assert self._daemon.link is not None
-        try:
-            message, _ = ipc.receive(self._daemon.link, TO_COMMAND)
-        except BlockingIOError:
-            return
-        except ipc.LinkBroken:
-            self._selector.unregister(self._daemon.link)
-            self._daemon.lost()
-            return
-        if isinstance(message, Leave) and self._kill_at is None:
-            os.kill(self._pid, signal.SIGTERM)
-            self._kill_at = time.monotonic() + GRACE_S
+    def _watch_daemon(self, selector: selectors.BaseSelector) -> None:
+        """Listen to the present daemon; epoll has forgotten a link that was closed."""
+        if self._watched is not self._daemon.link:
+            if self._watched is not None:
+                selector.unregister(self._watched)
+            if self._daemon.link is not None:
+                selector.register(self._daemon.link, selectors.EVENT_READ, "daemon")
+            self._watched = self._daemon.link
 
-    def _tick(self) -> None:
-        if self._kill_at is not None:
-            if time.monotonic() >= self._kill_at:
-                os.kill(self._pid, signal.SIGKILL)
-        elif self._daemon.link is None:
-            with contextlib.suppress(RunError, ipc.LinkBroken, OSError):
-                self._daemon.present(self._pid, self._fds)
-                self._watch_daemon()
+    def _tick(self, fds: Sequence[int], now: float) -> None:
+        self._stdio.take_terminal()
+        if self._kill_at is None:
+            self._daemon.look(self._pid, fds, now)
+        elif now >= self._kill_at:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
 
-def _register_quietly(stdio: Stdio, selector: selectors.BaseSelector) -> None:
-    """Watch the terminal; a plain file as standard input cannot be watched and need not be."""
-    with contextlib.suppress(PermissionError):
-        stdio.register(selector)
+@contextlib.contextmanager
+def _signals() -> Iterator[int]:
+    """A descriptor from which the numbers of signals are read, which do nothing else meanwhile."""
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    heard = (*FORWARDED, signal.SIGWINCH, signal.SIGCONT)
+    waking = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    before = [(number, signal.signal(number, lambda *_: None)) for number in heard]
+    try:
+        yield read
+    finally:
+        for number, handler in before:
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(waking)
+        os.close(read)
+        os.close(write)

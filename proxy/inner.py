@@ -1,0 +1,149 @@
+"""The inner process of `zonegate run`: makes the bubble's namespaces and is the program's parent.
+
+It is root of those namespaces and of nothing else. It shows them to the outer process (see run), waits for
+the word, starts the program under bubblewrap, passes signals on to the program itself, and ends with it.
+It holds nothing of the person's: no terminal, no link to the daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import termios
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from proxy import bubble, ipc, namespaces, prctl, sandbox
+from proxy.terminal import Stdio
+
+FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+NOT_STARTED = 125
+TRY_AGAIN_S = 0.02  # a signal that comes before there is a program to take it
+_ALL_DESCRIPTORS = (1 << 31) - 1
+
+
+def live(view: bubble.View, stdio: Stdio, link: socket.socket, outer: int) -> NoReturn:
+    """Say `made` with the namespaces, or `!` and why not; on `go` be the program's parent to its end."""
+    code = NOT_STARTED
+    told = False
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD})
+        os.setsid()  # what the terminal sends to the foreground job is passed on by the outer process, once
+        stdio.keep_inner()
+        namespaces.enter_new(os.getuid(), os.getgid())
+        prctl.die_with_parent(outer)
+        namespaces.make_zone()
+        fds = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("user", "net")]
+        socket.send_fds(link, [b"made"], fds)
+        ipc.close_all(fds)
+        if link.recv(16) == b"go":
+            told = True
+            code = _accompany(*_start(view, stdio))
+    except Exception as error:
+        words = str(error) or repr(error)
+        with contextlib.suppress(OSError):
+            if told:
+                os.write(2, f"zonegate: the program cannot be started: {words}\n".encode())
+            else:
+                link.send(b"!" + words.encode())
+    finally:
+        os._exit(code)
+
+
+def _start(view: bubble.View, stdio: Stdio) -> tuple[int, int]:
+    """Start bubblewrap on the program. Returns its pid and where it tells of its own child."""
+    seccomp_fd = ipc.memory_file("seccomp", sandbox.bubble_filter())
+    info_read, info_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    command, fds = bubble.arguments(view, seccomp_fd, info_write)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _become(command, [seccomp_fd, info_write, *fds], stdio, parent)
+    ipc.close_all([seccomp_fd, info_write, *fds])
+    return pid, info_read
+
+
+def _become(command: list[str], fds: Sequence[int], stdio: Stdio, parent: int) -> NoReturn:
+    """In the child: the program's terminal as its own, the descriptors that bubblewrap reads, then exec."""
+    try:
+        prctl.die_with_parent(parent)
+        os.setsid()
+        if stdio.controlling is not None:
+            fcntl.ioctl(stdio.controlling, termios.TIOCSCTTY, 0)
+        inner = [os.dup(fd) for fd in stdio.inner]
+        for number, fd in enumerate(inner):
+            os.dup2(fd, number, inheritable=True)
+        for fd in fds:
+            os.set_inheritable(fd, True)
+        # bubblewrap passes on what it inherits: nothing above 2 but what it reads itself.
+        _close_others({0, 1, 2, *fds})
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and that is inherited
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
+        os.execvpe(command[0], command, {"PATH": sandbox.SYSTEM_PATH})
+    except OSError as error:
+        os.write(2, f"zonegate: {command[0]} cannot be started: {error.strerror}\n".encode())
+    finally:
+        os._exit(NOT_STARTED)
+
+
+def _close_others(kept: set[int]) -> None:
+    low = 0
+    for fd in sorted(kept):
+        if low < fd:
+            os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, _ALL_DESCRIPTORS)
+
+
+# -- company -----------------------------------------------------------------------------------------
+
+
+def _accompany(pid: int, info_read: int) -> int:
+    """Pass signals on until bubblewrap, and so everything in the bubble, has ended; its exit code."""
+    program = _Program(info_read)
+    heard = {*FORWARDED, signal.SIGCHLD}
+    waiting: list[int] = []
+    while True:
+        taken = signal.sigtimedwait(heard, TRY_AGAIN_S) if waiting else signal.sigwaitinfo(heard)
+        if taken is not None and taken.si_signo != signal.SIGCHLD:
+            waiting.append(taken.si_signo)
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done == pid:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+        waiting = [number for number in waiting if not program.signal(number)]
+
+
+class _Program:
+    """The program, which is the first child of the sandbox's init. Others there come and go."""
+
+    def __init__(self, info_read: int) -> None:
+        self._info_read, self._told, self._init = info_read, b"", 0
+
+    def signal(self, number: int) -> bool:
+        """Send it a signal; False while it has not begun."""
+        try:
+            init = self._sandbox_init()
+            children = Path(f"/proc/{init}/task/{init}/children").read_text().split()
+            if children:
+                os.kill(int(children[0]), number)
+            return bool(children)
+        except BlockingIOError:
+            return False  # bubblewrap has not told yet
+        except (OSError, ValueError, KeyError):
+            return True  # it has ended
+
+    def _sandbox_init(self) -> int:
+        """The pid, as seen from here, of the sandbox's init; bubblewrap writes it once, at the start."""
+        while not self._init:
+            told = os.read(self._info_read, 4096)
+            self._told += told
+            if not told or self._told.rstrip().endswith(b"}"):
+                self._init = int(json.loads(self._told)["child-pid"])
+        return self._init
