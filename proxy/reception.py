@@ -12,6 +12,7 @@ import os
 import pwd
 import re
 from collections.abc import Container, Sequence
+from dataclasses import dataclass
 
 from proxy import namespaces
 from proxy.config import Site
@@ -21,22 +22,31 @@ from proxy.messages import Enter
 _BUBBLE = re.compile(r"[0-9]{1,10}-[0-9a-f]{12}")
 
 
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user of this machine: the kernel's number, and what the system calls it."""
+
+    uid: int
+    login: str
+    groups: tuple[str, ...]
+
+
 class NotAdmitted(Exception):
     """This bubble may not enter; one line in the user's words."""
 
 
 def admit(
-    site: Site, uid: int, message: Enter, fds: Sequence[int], taken: Container[str], *, structural: bool
+    site: Site, user: User, message: Enter, fds: Sequence[int], taken: Container[str], *, structural: bool
 ) -> tuple[Bubble, tuple[str, ...]]:
-    """The bubble of user `uid`, and the policy's groups of that user in its zone. Raises NotAdmitted.
+    """The bubble of a user, and the policy's groups of that user in its zone. Raises NotAdmitted.
 
     `fds` are the bubble's user and network namespace. A bubble that names what it was under an earlier
     daemon keeps that name, and with it the names that it was told, if it is the same user's and not `taken`.
     """
     if message.zone not in site.zones:
         raise NotAdmitted(f'there is no zone "{message.zone}" here; there is {", ".join(sorted(site.zones))}')
-    login, unix_groups = identity(uid)
-    groups = site.may_enter(message.zone, uid, login, unix_groups)
+    uid, login = user.uid, user.login
+    groups = site.may_enter(message.zone, uid, login, user.groups)
     if groups is None:
         people = f"the people of {site.file} say who may"
         raise NotAdmitted(f'{login} may not enter zone "{message.zone}"; {people}')
@@ -55,14 +65,17 @@ def admit(
     return bubble, groups
 
 
-def identity(uid: int) -> tuple[str, list[str]]:
-    """The login name of a user and the names of the groups; a number where the system knows no name."""
+def identity(uid: int) -> User:
+    """The login name of a user and the names of the groups; a number where the system knows no name.
+
+    A directory service may be asked, which may take its time.
+    """
     try:
         user = pwd.getpwuid(uid)
     except KeyError:
-        return f"#{uid}", []
+        return User(uid, f"#{uid}", ())
     names = []
     for group in os.getgrouplist(user.pw_name, user.pw_gid):
         with contextlib.suppress(KeyError):
             names.append(grp.getgrgid(group).gr_name)
-    return user.pw_name, names
+    return User(uid, user.pw_name, tuple(names))

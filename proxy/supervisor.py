@@ -150,10 +150,10 @@ class Supervisor:
         """Have the workers of our own user ready before the first bubble asks."""
         uid = os.geteuid()
         for zone in self.loaded.site.zones:
-            login, groups = identity(uid)
-            allowed = self.loaded.site.may_enter(zone, uid, login, groups)
+            user = identity(uid)
+            allowed = self.loaded.site.may_enter(zone, uid, user.login, user.groups)
             if allowed is not None:
-                self._post(Post(zone, login, uid, allowed))
+                self._post(Post(zone, user.login, uid, allowed))
 
     async def dismiss(self) -> None:
         """Send the bubbles home, unless they are to be kept, and wait for them."""
@@ -313,8 +313,9 @@ class Supervisor:
     async def _enter(self, peer: Peer, message: Enter, fds: list[int]) -> None:
         """Serve a bubble for as long as its link lasts."""
         try:
+            user = await asyncio.to_thread(identity, peer.uid)  # while it is asked, leases go on
             bubble, groups = admit(
-                self.loaded.site, peer.uid, message, fds, self.bubbles, structural=self.structural
+                self.loaded.site, user, message, fds, self.bubbles, structural=self.structural
             )
         except NotAdmitted as error:
             peer.link.send(Denied(str(error)))
