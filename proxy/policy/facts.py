@@ -36,9 +36,9 @@ _BY_PORT = {443: Protocol.HTTPS, 80: Protocol.HTTP, 22: Protocol.SSH}
 KEYS: Mapping[str, str] = {
     "zone": "the zone of the client",
     "user": "the user",
-    "group": "the groups of the user, all of them",
+    "group": "the groups of the user, all of them, or none",
     "device": "the device",
-    "posture": "the postures that the device meets, all of them",
+    "posture": "the postures that the device meets, all of them, or none",
     "host": "the destination: a name or a literal address",
     "address": "the address that the name resolves to",
     "port": "the port",
@@ -136,7 +136,8 @@ class _Words:
 
     def all_known(self, key: str, known: object) -> list[str]:
         assert isinstance(known, tuple | list)
-        return [_word(text, tuple(known), key) for text in self.facts.get(key, ())]
+        said = [text for text in self.facts.get(key, ()) if text != "none" or text in known]
+        return [_word(text, tuple(known), key) for text in said]
 
 
 def _only(zones: tuple[str, ...]) -> str:

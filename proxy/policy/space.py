@@ -34,6 +34,7 @@ _STATES = {
     "stale": TunnelState.STALE,
     "down": TunnelState.DOWN,
 }
+_METHODS = ("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")
 NONE = "(none)"
 
 
@@ -57,7 +58,7 @@ class Space:
             protocol_axis(),
             time_axis(models),
             self._tunnels(),
-            words_axis("method", self._values("method"), "OTHER", never=True),
+            words_axis("method", self._values("method"), self._other_method(), never=True),
             path_axis(self._values("path")),
             media_axis(self._values("content_type")),
             Axis("transfer", (NEVER, *Transfer), {t: 2 << i for i, t in enumerate(Transfer)}),
@@ -75,6 +76,9 @@ class Space:
             if value is not None:
                 found += [value] if isinstance(value, Bounds) else value
         return found
+
+    def _other_method(self) -> str:
+        return next(m for m in (*_METHODS, "X-OTHER") if m not in self._values("method"))
 
     def _tunnels(self) -> Axis:
         vias = [name for model in self.models for rule in model.rules for name in rule.via or ()]
