@@ -168,7 +168,11 @@ class Worker:
         task = self._served.get(bubble.id)
         if task is None:
             task = self._served[bubble.id] = asyncio.create_task(self._serve(bubble))
-        await asyncio.shield(task)
+        try:
+            await asyncio.shield(task)
+        except CrewError:
+            self._served.pop(bubble.id, None)
+            raise
 
     async def _serve(self, bubble: Bubble) -> None:
         listeners = await _open_ears(bubble)

@@ -271,7 +271,7 @@ class Supervisor:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve_again(self, worker: Worker, bubble: Bubble) -> None:
-        """Have a new worker serve a bubble that is there already; the last worker's ears may still be open."""
+        """Have a new worker serve a bubble that is there; the last worker's ears may still be open."""
         said = ""
         while True:
             try:
