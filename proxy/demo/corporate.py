@@ -21,23 +21,23 @@ NAME = "intranet.corp.example"
 PAGE = (
     "<!doctype html><title>Acme intranet</title><h1>Acme intranet</h1><p>You reached it through the tunnel.\n"
 )
-STREAM_CHUNK, STREAM_PAUSE_S = b"." * 4096, 0.02
+CHUNK, STREAM_PAUSE_S = b"." * 262_144, 0.02
 
 
 class Site(BaseHTTPRequestHandler):
-    """The intranet: a page, and a download without end."""
+    """The intranet: a page, a slow download without end, and a fast one."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """A page, or /stream."""
-        if self.path == "/stream":
+        """A page, /stream or /bytes."""
+        if self.path in ("/stream", "/bytes"):
             self.send_response(200)
             self.send_header("Connection", "close")
             self.end_headers()
             while True:
-                self.wfile.write(STREAM_CHUNK)
-                time.sleep(STREAM_PAUSE_S)
+                self.wfile.write(CHUNK[: 4096 if self.path == "/stream" else None])
+                time.sleep(STREAM_PAUSE_S if self.path == "/stream" else 0)
         content = PAGE.encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/html; charset=utf-8")

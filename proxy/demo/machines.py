@@ -104,10 +104,14 @@ class Machines:
         """The state of the one tunnel."""
         return dict(self.status()["tunnels"]["hq"])
 
+    def run_command(self, *command: str) -> list[str]:
+        """The command that runs a program in a bubble."""
+        return zonegate("run", "--", *command)
+
     def bubble(self, *command: str, limit_s: float = 30) -> subprocess.CompletedProcess[str]:
         """Run a program in a bubble to its end."""
         return subprocess.run(
-            zonegate("run", "--", *command),
+            self.run_command(*command),
             env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -118,7 +122,7 @@ class Machines:
     def start_bubble(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a program in a bubble; its output is counted by the caller."""
         return subprocess.Popen(
-            zonegate("run", "--", *command),
+            self.run_command(*command),
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
