@@ -40,10 +40,15 @@ class _Malformed(Exception):
 
 def recognise(data: bytes) -> Seen | None:
     """What `data`, the first bytes of a TCP client, prove; None if more are needed."""
+    seen = _recognise(data[:MAX_BYTES])
+    if seen is None and len(data) > MAX_BYTES:
+        return Seen(Protocol.TCP, malformed="its first message has no end")
+    return seen
+
+
+def _recognise(data: bytes) -> Seen | None:
     if not data:
         return None
-    if len(data) > MAX_BYTES:
-        return Seen(Protocol.TCP, malformed="its first message has no end")
     try:
         if data[0] == _HANDSHAKE:
             return _tls(data)

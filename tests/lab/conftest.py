@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
+
 from lab.gate import Gate, Settings, remove
 from lab.weakened import BY_THE_LAB, WEAKENINGS
 from lab.world import Host, World

@@ -59,7 +59,7 @@ def policy_text(settings: Settings) -> str:
 class Gate:
     """A daemon of `host`, from `start` to `end`. The site lies in a directory of its own."""
 
-    def __init__(self, host: Host, name: str, settings: Settings = Settings()) -> None:  # noqa: B008  frozen
+    def __init__(self, host: Host, name: str, settings: Settings = Settings()) -> None:
         self.host, self.settings = host, settings
         self.directory = host.directory / name
         self.directory.mkdir()
