@@ -17,7 +17,7 @@ from pathlib import Path
 
 from proxy import ipc
 from proxy.link import Link
-from proxy.messages import TO_SUPERVISOR, Denied, ToSupervisor
+from proxy.messages.admin import TO_SUPERVISOR, Denied, ToSupervisor
 
 BACKLOG = 128
 MAX_PEERS = 1024

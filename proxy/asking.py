@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from proxy import allocator, ipc
 from proxy.allocator import Synthetic
 from proxy.flow import Because, IPAddress, Origin, Refusal
-from proxy.messages import AddressAnswer, AskAddress, AskName, NameAnswer
+from proxy.messages.worker import AddressAnswer, AskAddress, AskName, NameAnswer
 
 
 class Asking:

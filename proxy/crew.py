@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from proxy import children, ipc
 from proxy.audit import AuditUnwritable
 from proxy.link import Link
-from proxy.messages import (
+from proxy.messages.door import Opened
+from proxy.messages.worker import (
     FROM_WORKER,
     BubbleGone,
     Configure,
@@ -27,7 +28,6 @@ from proxy.messages import (
     NewPolicy,
     NewSegment,
     NoSegment,
-    Opened,
     Report,
     Sealed,
     Serving,

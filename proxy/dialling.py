@@ -17,7 +17,7 @@ from typing import Any
 
 from proxy import ipc
 from proxy.link import Link
-from proxy.messages import Dial, Dialled
+from proxy.messages.holding import Dial, Dialled
 
 CONNECT_LIMIT_S = 3.0
 MAX_DIALLING = 256  # sockets that are being connected for one worker at a time

@@ -7,11 +7,12 @@ Standard library only. Arguments: descriptors of the link, the user namespace an
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Sequence
 
 from proxy import ipc, namespaces
-from proxy.messages import Opened
+from proxy.messages.door import Opened
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -21,9 +22,11 @@ def main(arguments: Sequence[str]) -> None:
     try:
         namespaces.enter(user_fd, net_fd)
         if not namespaces.only_loopback():
-            raise OSError("it has another device than lo, so it could be left by another way")
+            raise OSError("another device than lo is up in it, so it could be left by another way")
         listeners = namespaces.open_listeners()
     except OSError as error:
-        ipc.send(link, Opened(f"the namespace of the bubble cannot be served: {error}"))
+        answer, listeners = Opened(f"the namespace of the bubble cannot be served: {error}"), []
     else:
-        ipc.send(link, Opened(""), [listener.fileno() for listener in listeners])
+        answer = Opened("")
+    with contextlib.suppress(ipc.LinkBroken):  # nobody waits for it any more
+        ipc.send(link, answer, [listener.fileno() for listener in listeners])

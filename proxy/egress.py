@@ -20,7 +20,8 @@ from proxy.channel.plain import Backlog
 from proxy.channel.tls import TlsChannel, tls_client
 from proxy.flow import IPAddress, TunnelFact, TunnelState
 from proxy.link import Link
-from proxy.messages import Dial, Dialled, Lease, TunnelSetup
+from proxy.messages.holding import Dial, Dialled, TunnelSetup
+from proxy.messages.worker import Lease
 
 TLS_LIMIT_S, CONNECT_LIMIT_S, SOCKET_LIMIT_S = 5.0, 15.0, 5.0
 NEVER_LEASED = "no proof of its peer has come yet"

@@ -24,7 +24,7 @@ from dataclasses import replace
 from proxy import ipc
 from proxy.dialling import CONNECT_LIMIT_S, PeerBroken, WarmSockets, connect, serve
 from proxy.link import Link
-from proxy.messages import TO_HOLDER, Dial, Evidence, Hold, ToHolder
+from proxy.messages.holding import TO_HOLDER, Dial, Evidence, Hold, ToHolder
 
 SLOW_RETRY_S = 5.0  # a wrong peer is said loudly and asked slowly
 NOTHING_SEEN = Evidence("", 0, broken=False, wrong_peer=False, words="connecting")

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from ipaddress import ip_address
 
 from proxy.allocator import Allocator, NameFault, Synthetic
-from proxy.messages import AddressAnswer, AskAddress, AskName, FromWorker, NameAnswer
+from proxy.messages.worker import AddressAnswer, AskAddress, AskName, FromWorker, NameAnswer
 
 
 def answer(

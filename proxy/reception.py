@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from proxy import namespaces
 from proxy.config import Site
 from proxy.crew import Bubble
-from proxy.messages import Enter
+from proxy.messages.admin import Enter
 
 _BUBBLE = re.compile(r"[0-9]{1,10}-[0-9a-f]{12}")
 

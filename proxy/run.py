@@ -22,7 +22,7 @@ from pathlib import Path
 
 from proxy import bubble, inner, ipc
 from proxy.inner import FORWARDED
-from proxy.messages import TO_COMMAND, Denied, Enter, Entered, Leave
+from proxy.messages.admin import TO_COMMAND, Denied, Enter, Entered, Leave
 from proxy.terminal import Stdio
 
 ADMIN_LIMIT_S = 10.0

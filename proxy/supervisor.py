@@ -24,17 +24,9 @@ from proxy.audit import AuditUnwritable
 from proxy.crew import Bubble, CrewError, Post, Worker
 from proxy.flow import TunnelState
 from proxy.journal import JournalUnusable
-from proxy.messages import (
-    Answer,
-    Ask,
-    Denied,
-    Enter,
-    Entered,
-    Lease,
-    Leave,
-    Stop,
-    TunnelSetup,
-)
+from proxy.messages.admin import Answer, Ask, Denied, Enter, Entered, Leave, Stop
+from proxy.messages.holding import TunnelSetup
+from proxy.messages.worker import Lease
 from proxy.reception import NotAdmitted, admit, identity
 from proxy.segments import Segments
 from proxy.site import Loaded, SiteError

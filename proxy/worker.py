@@ -36,12 +36,12 @@ from proxy.flow import NEVER, Flow, IPAddress
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import Gate
 from proxy.link import Link
-from proxy.messages import (
+from proxy.messages.holding import Dialled, TunnelSetup
+from proxy.messages.worker import (
     TO_WORKER,
     AddressAnswer,
     BubbleGone,
     Configure,
-    Dialled,
     Door,
     Lease,
     Listen,
@@ -53,7 +53,6 @@ from proxy.messages import (
     Sealed,
     Serving,
     ToWorker,
-    TunnelSetup,
     WantSegment,
 )
 from proxy.names import BubbleNames

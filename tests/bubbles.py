@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy import ipc
-from proxy.messages import Denied, Enter, Entered
+from proxy.messages.admin import Denied, Enter, Entered
 
 LIMIT_S = 30.0  # nothing here takes as long; a test that gets there fails
 # An interpreter that is visible in a bubble, with the directories to be shared for it.

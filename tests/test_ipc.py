@@ -17,19 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import ipc, messages
-from proxy.messages import (
-    FROM_WORKER,
-    TO_COMMAND,
-    TO_HOLDER,
-    TO_SUPERVISOR,
-    TO_WORKER,
-    Dial,
-    Dialled,
-    Evidence,
-    Hold,
-    Serve,
-    TunnelSetup,
-)
+from proxy.messages.admin import TO_COMMAND, TO_SUPERVISOR
+from proxy.messages.holding import TO_HOLDER, Dial, Dialled, Evidence, Hold, Serve, TunnelSetup
+from proxy.messages.worker import FROM_WORKER, TO_WORKER
 from tests.descriptors import open_descriptors
 
 EVERY = (*TO_WORKER, *FROM_WORKER, *TO_HOLDER, *TO_SUPERVISOR, *TO_COMMAND, Dial, Dialled, Evidence)

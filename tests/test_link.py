@@ -12,7 +12,7 @@ import pytest
 
 from proxy import ipc, link
 from proxy.link import Link
-from proxy.messages import Dial, Dialled
+from proxy.messages.holding import Dial, Dialled
 from tests.descriptors import none_left, open_descriptors
 from tests.loopback import LOOPS, runner
 

@@ -17,7 +17,7 @@ import pytest
 
 from proxy import namespaces, run
 from proxy.inner import FORWARDED
-from proxy.messages import Leave
+from proxy.messages.admin import Leave
 from tests.bubbles import LIMIT_S, PYTHON, Ground, Person, at_a_terminal, outside, send_when_ready
 
 READY_THEN_SLEEP = "echo ready; exec sleep 1000"

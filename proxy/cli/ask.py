@@ -8,7 +8,7 @@ from typing import Any
 
 from proxy import ipc
 from proxy.cli.errors import fail
-from proxy.messages import Answer, Ask, Denied, Stop
+from proxy.messages.admin import Answer, Ask, Denied, Stop
 from proxy.paths import admin_sockets
 from proxy.run import RunError, connect
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from proxy.cli.ask import ask
-from proxy.messages import Stop
+from proxy.messages.admin import Stop
 
 
 @click.command("stop", short_help="end the daemon and its bubbles")

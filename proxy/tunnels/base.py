@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from proxy.flow import TunnelState
-from proxy.messages import Evidence
+from proxy.messages.holding import Evidence
 
 SECOND_NS = 1_000_000_000
 MAX_AGE_NS = 5 * SECOND_NS // 2  # the law says 3 s for a silent loss; the rest is for scheduling

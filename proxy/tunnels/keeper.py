@@ -17,7 +17,7 @@ from proxy import children, ipc
 from proxy.certificates import spki_pin
 from proxy.flow import TunnelState
 from proxy.link import Link
-from proxy.messages import Evidence, Hold, Serve, TunnelSetup
+from proxy.messages.holding import Evidence, Hold, Serve, TunnelSetup
 from proxy.site import TunnelFiles
 from proxy.tunnels.base import Attestation, attest
 

@@ -1,0 +1,70 @@
+"""Commands to the supervisor, over the admin socket, and its answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A question of a command: `status`, `explain`; parameters and answer are JSON texts."""
+
+    what: str
+    parameters: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to Ask."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """No; one line, with the cure."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Enter:
+    """A bubble of this user wants into a zone. Descriptors: its user and its network namespace.
+
+    `again` names the bubble that it was under an earlier daemon.
+    """
+
+    descriptors: ClassVar[tuple[int, int]] = (2, 2)
+
+    zone: str
+    again: str
+    cooperative: bool
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """The bubble's traffic is served."""
+
+    bubble: str
+    zone: str
+    enforcement: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The daemon stops and takes its bubbles with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop the daemon; with `keep_bubbles` programs stay, shut in, until the next daemon."""
+
+    keep_bubbles: bool
+
+
+TO_SUPERVISOR = (Ask, Enter, Stop)
+type ToSupervisor = Ask | Enter | Stop
+TO_COMMAND = (Answer, Denied, Entered, Leave)
+type ToCommand = Answer | Denied | Entered | Leave

@@ -1,0 +1,179 @@
+"""A supervisor and one of its workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from proxy.messages.holding import TunnelSetup
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """To a new worker, once. Descriptors: the policy, the audit segment, then for each tunnel the CA, the
+    client certificate, its key and a link to the tunnel's holder."""
+
+    descriptors: ClassVar[tuple[int, int]] = (2, 62)
+
+    zone: str
+    user: str
+    groups: tuple[str, ...]
+    policy_name: str
+    policy_file: str
+    enforcement: str
+    tunnels: tuple[TunnelSetup, ...]
+    counted_only: bool
+    max_flows: int
+    segment_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """The ears of a new bubble; descriptors in the order of namespaces.LISTENERS."""
+
+    descriptors: ClassVar[tuple[int, int]] = (6, 6)
+
+    bubble: str
+    enforcement: str
+
+
+@dataclass(frozen=True, slots=True)
+class BubbleGone:
+    """A bubble has ended: close its ears, cut its flows."""
+
+    bubble: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What is proved of a tunnel now. Past `deadline_ns` the worker admits nothing and cuts; 0 is closed."""
+
+    tunnel: str
+    state: str
+    words: str
+    peer: str
+    proof_at_ns: int
+    deadline_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A new link to a tunnel's holder, which was started again; one descriptor."""
+
+    descriptors: ClassVar[tuple[int, int]] = (1, 1)
+
+    tunnel: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewPolicy:
+    """The policy is replaced; one descriptor, its text. Open flows are judged again."""
+
+    descriptors: ClassVar[tuple[int, int]] = (1, 1)
+
+    policy_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewSegment:
+    """The next audit segment; one descriptor."""
+
+    descriptors: ClassVar[tuple[int, int]] = (1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class NoSegment:
+    """There is no next audit segment; new flows are denied until there is."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NameAnswer:
+    """The answer to AskName: addresses, or why there are none and the cure."""
+
+    question: int
+    v4: str
+    v6: str
+    fault: str
+    refused: str
+    cure: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddressAnswer:
+    """The answer to AskAddress; an unknown address has an empty name."""
+
+    question: int
+    name: str
+
+
+TO_WORKER = (
+    Configure, Listen, BubbleGone, Lease, Door, NewPolicy, NewSegment, NoSegment, NameAnswer, AddressAnswer,
+)  # fmt: skip
+type ToWorker = (
+    Configure
+    | Listen
+    | BubbleGone
+    | Lease
+    | Door
+    | NewPolicy
+    | NewSegment
+    | NoSegment
+    | NameAnswer
+    | AddressAnswer
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The worker's first word: it looked, and found itself unable to make a socket (or cooperative)."""
+
+    structural: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A bubble's ears are served."""
+
+    bubble: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskName:
+    """A synthetic address for a name, please."""
+
+    question: int
+    bubble: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskAddress:
+    """The name of a synthetic address that this bubble was told, please."""
+
+    question: int
+    bubble: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class WantSegment:
+    """The audit segment is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker counts, once a second."""
+
+    open_flows: int
+    admitted: int
+    refused: int
+    bytes_up: int
+    bytes_down: int
+    audit_trouble: str
+    policy_hash: str
+
+
+FROM_WORKER = (Sealed, Serving, AskName, AskAddress, WantSegment, Report)
+type FromWorker = Sealed | Serving | AskName | AskAddress | WantSegment | Report
