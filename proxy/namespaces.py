@@ -10,9 +10,11 @@ Standard library only: the holder and the door import it. Knows no policy, no fl
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -29,6 +31,7 @@ BACKLOG = 4096
 SO_NETNS_COOKIE = 71  # linux/socket.h, since 5.14
 IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
 IP_PKTINFO, IPV6_RECVPKTINFO = 8, 49
+SIOCGIFFLAGS, IFF_UP = 0x8913, 1
 NS_GET_USERNS, NS_GET_OWNER_UID = 0xB701, 0xB704  # ioctl_ns(2)
 
 # In the order in which the door sends them.
@@ -89,6 +92,8 @@ def enter_new(uid: int, gid: int) -> None:
 def make_zone() -> None:
     """Set this process's (new) network namespace up as a zone. NamespaceError leaves it without a way out."""
     ipv6 = Path("/proc/net/if_inet6").exists()
+    if ipv6:
+        _allow_ipv6()
     _run(["ip", "-batch", "-"], LINK_V4 + (LINK_V6 if ipv6 else ""))
     _run(["nft", "-f", "-"], capture_rules())
     for tries_left in reversed(range(ROUTE_V6_TRIES if ipv6 else 0)):
@@ -99,6 +104,14 @@ def make_zone() -> None:
                 raise
             time.sleep(ROUTE_V6_PAUSE_S)
     return None
+
+
+def _allow_ipv6() -> None:
+    """Undo a host's ban of IPv6 in this namespace: refused at once is better than not there at all."""
+    switch = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+    with contextlib.suppress(OSError):  # a container may have it read-only; then adding an address says so
+        if switch.read_text().strip() != "0":
+            switch.write_text("0")
 
 
 def _run(command: Sequence[str], text: str) -> None:
@@ -127,8 +140,19 @@ def enter(user_fd: int, net_fd: int) -> None:
         os.setns(net_fd, os.CLONE_NEWNET)
 
 
+def _must_be_namespace(fd: int) -> None:
+    """OSError (EINVAL) for the descriptor of anything else.
+
+    A file of a user's own file system (FUSE) answers fstat and ioctl when that user likes, or never; its
+    name is told by the kernel alone, and a name without a slash is no file's.
+    """
+    if not re.fullmatch(r"(net|user):\[\d+\]", str(Path(f"/proc/self/fd/{fd}").readlink())):
+        raise OSError(errno.EINVAL, "it is not a namespace")
+
+
 def owner_uid(net_fd: int) -> int:
     """The user, as seen from here, who made the user namespace that owns this network namespace."""
+    _must_be_namespace(net_fd)
     user_fd = fcntl.ioctl(net_fd, NS_GET_USERNS)
     try:
         buffer = bytearray(4)
@@ -140,14 +164,26 @@ def owner_uid(net_fd: int) -> int:
 
 def is_own_network(net_fd: int) -> bool:
     """Whether a descriptor names the network namespace of this very process."""
+    _must_be_namespace(net_fd)
     here = Path("/proc/self/ns/net").stat()
     there = os.fstat(net_fd)
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
 def only_loopback() -> bool:
-    """Whether the namespace of this process has no device but lo: the structural claim, looked at."""
-    return [name for _, name in socket.if_nameindex()] == ["lo"]
+    """Whether no device but lo is up in the namespace of this process: the structural claim, looked at.
+
+    Tunnel modules of the kernel (sit, ip6tnl, gre) put a device of their own into every namespace. It is
+    down and leads nowhere but into that namespace, in which no program may bring it up.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return not any(_is_up(sock, name) for _, name in socket.if_nameindex() if name != "lo")
+
+
+def _is_up(sock: socket.socket, name: str) -> bool:
+    """netdevice(7): SIOCGIFFLAGS."""
+    answer = fcntl.ioctl(sock, SIOCGIFFLAGS, struct.pack("16sh22x", name.encode(), 0))
+    return bool(struct.unpack("16sh22x", answer)[1] & IFF_UP)
 
 
 def cookie(sock: socket.socket) -> int:
