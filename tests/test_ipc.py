@@ -13,14 +13,14 @@ from enum import StrEnum
 from typing import ClassVar
 
 import pytest
+from descriptors import open_descriptors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import ipc, messages
+from proxy import ipc
 from proxy.messages.admin import TO_COMMAND, TO_SUPERVISOR
 from proxy.messages.holding import TO_HOLDER, Dial, Dialled, Evidence, Hold, Serve, TunnelSetup
-from proxy.messages.worker import FROM_WORKER, TO_WORKER
-from tests.descriptors import open_descriptors
+from proxy.messages.worker import FROM_WORKER, TO_WORKER, Configure
 
 EVERY = (*TO_WORKER, *FROM_WORKER, *TO_HOLDER, *TO_SUPERVISOR, *TO_COMMAND, Dial, Dialled, Evidence)
 SETUP = TunnelSetup("gw", "gw.example", 8443, "gw.example", ("sha256:a", "sha256:b"), True)
@@ -175,7 +175,7 @@ def test_every_message_says_how_many_descriptors_it_brings() -> None:
     for kind in EVERY:
         least, most = getattr(kind, "descriptors", (0, 0))
         assert 0 <= least <= most <= ipc.MAX_DESCRIPTORS
-    assert messages.Configure.descriptors[1] <= ipc.MAX_DESCRIPTORS
+    assert Configure.descriptors[1] <= ipc.MAX_DESCRIPTORS
 
 
 # -- one end -----------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from descriptors import none_left, open_descriptors
+from loopback import LOOPS, runner
 
 from proxy import ipc, link
 from proxy.link import Link
 from proxy.messages.holding import Dial, Dialled
-from tests.descriptors import none_left, open_descriptors
-from tests.loopback import LOOPS, runner
 
 type Run = Callable[[Coroutine[Any, Any, None]], None]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bubbles import LIMIT_S, PYTHON, Ground, Person, at_a_terminal, outside, send_when_ready
 
 from proxy import namespaces, run
 from proxy.inner import FORWARDED
 from proxy.messages.admin import Leave
-from tests.bubbles import LIMIT_S, PYTHON, Ground, Person, at_a_terminal, outside, send_when_ready
 
 READY_THEN_SLEEP = "echo ready; exec sleep 1000"
 
