@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 CHUNK_BYTES = 256 * 1024
@@ -48,6 +48,15 @@ class Backlog:
     def __init__(self, limit_bytes: int = 32 * 1024 * 1024) -> None:
         self._limit_bytes = limit_bytes
         self.held_bytes = 0
+
+    @contextmanager
+    def holding(self, held_bytes: int) -> Iterator[None]:
+        """Count bytes that wait."""
+        self.held_bytes += held_bytes
+        try:
+            yield
+        finally:
+            self.held_bytes -= held_bytes
 
     def chunk_bytes(self) -> int:
         """How much may be read at once now."""
@@ -94,7 +103,6 @@ class PlainChannel:
     __slots__ = (
         "_admitted",
         "_armed",
-        "_backlog",
         "_eof",
         "_loop",
         "_over",
@@ -103,6 +111,7 @@ class PlainChannel:
         "_sock",
         "_unread",
         "_writer",
+        "backlog",
     )
 
     def __init__(
@@ -112,7 +121,7 @@ class PlainChannel:
         with suppress(OSError):  # not TCP. Waiting for company (RFC 896) costs 40 ms where answers are small
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
-        self._backlog = backlog or Backlog()
+        self.backlog = backlog or Backlog()
         self._read_bytes = read_bytes
         self._loop = asyncio.get_running_loop()
         self._reader: asyncio.Future[None] | None = None
@@ -148,12 +157,8 @@ class PlainChannel:
             view = view[self.send(view) :]
             if not view:
                 return
-            held = len(view)
-            self._backlog.held_bytes += held
-            try:
+            with self.backlog.holding(len(view)):
                 await self._until_writable()
-            finally:
-                self._backlog.held_bytes -= held
 
     def send(self, data: bytes | memoryview) -> int:
         """Give the kernel what it takes now of `data`; how many bytes that was. Raises ConnectionError."""
@@ -215,7 +220,7 @@ class PlainChannel:
     def _take(self) -> bool:
         """Take what the kernel has; whether there is something to say: bytes, an end, an error."""
         try:
-            wanted = min(self._read_bytes, self._backlog.chunk_bytes())
+            wanted = min(self._read_bytes, self.backlog.chunk_bytes())
             # MSG_DONTWAIT: whoever shares the open file description can clear O_NONBLOCK behind our back.
             self._unread = self._sock.recv(wanted, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):

