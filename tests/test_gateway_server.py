@@ -373,12 +373,13 @@ def test_what_has_not_moved_for_the_idle_limit_is_cut(run: Run, site: Site, tmp_
             quiet, busy = [await end.tunnel("site.example", port) for _ in range(2)]
             waiting = await end.connect()
             assert await probe(waiting, 30)
-            end.gateway.cut_idle(1000)
+            start = asyncio.get_running_loop().time()
+            end.gateway.cut_idle(start)
             await busy.write(b"moves")
             assert await busy.read() == b"moves"
-            end.gateway.cut_idle(1099)
+            end.gateway.cut_idle(start + 99)
             assert not any(guest.cut_because for guest in end.gateway.guests)
-            end.gateway.cut_idle(1100)
+            end.gateway.cut_idle(start + 100)
             await reset(quiet)
             await reset(waiting)
             await busy.write(b"moves on")
