@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import os
 import time
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from proxy.admin import Peer
 from proxy.crew import Bubble, Worker
 from proxy.flow import TunnelState
+from proxy.policy.facts import make_situation
+from proxy.policy.telling import decision_value, tell_decision
+from proxy.reception import User
 from proxy.site import Loaded
 from proxy.tunnels.keeper import Keeper
+
+# What `explain` takes from the daemon and the kernel, and never from the asker.
+_KNOWN_HERE = frozenset({"zone", "user", "group", "tunnel", "tunnels"})
 
 
 class Daemon(Protocol):
@@ -26,11 +33,13 @@ class Daemon(Protocol):
     bubbles: dict[str, tuple[Bubble, Peer]]
 
 
-def answer_question(daemon: Daemon, what: str, parameters: str, uid: int) -> str:
-    """The JSON text that answers a command."""
+def answer_question(daemon: Daemon, what: str, parameters: str, user: User) -> str:
+    """The JSON text that answers a command of a user."""
     match what:
         case "status":
-            return json.dumps(status(daemon, uid))
+            return json.dumps(status(daemon, user.uid))
+        case "explain":
+            return json.dumps(explain(daemon, parameters, user))
         case _:
             return json.dumps({"error": f'"{what}" is not a question that this daemon knows'})
 
@@ -67,6 +76,35 @@ def status(daemon: Daemon, uid: int) -> dict[str, Any]:
         ],
         "trouble": [worker["audit_trouble"] for worker in workers if worker["audit_trouble"]],
     }
+
+
+def explain(daemon: Daemon, parameters: str, user: User) -> dict[str, Any]:
+    """What becomes of a flow of this user now: the policy in force, and what is proved of each tunnel.
+
+    `parameters` are facts as `make_situation` takes them; zone, user, groups and tunnels are not the
+    asker's to say.
+    """
+    site, policy = daemon.loaded.site, daemon.loaded.policy
+    try:
+        given = json.loads(parameters)
+        facts = {str(key): tuple(map(str, values)) for key, values in given.items() if key not in _KNOWN_HERE}
+        allowed = [(zone, site.may_enter(zone, user.uid, user.login, user.groups)) for zone in site.zones]
+        may = {zone: groups for zone, groups in allowed if groups is not None}
+        entered = [(zone, may[zone]) for zone in given.get("zone", may) if zone in may]
+        if len(entered) != 1:
+            return {"error": f"name one zone with --zone; {user.login} may enter {', '.join(may) or 'none'}"}
+        zone, groups = entered[0]
+        tunnels = tuple(f"{name}={daemon.keepers[name].now.state}" for name in site.zones[zone].tunnels)
+        own = {"zone": (zone,), "user": (user.login,), "tunnels": tunnels}
+        if known := tuple(group for group in groups if group in policy.model.groups):
+            own["group"] = known
+        situation = make_situation(policy.model, {**facts, **own})
+    except (ValueError, TypeError, AttributeError) as error:
+        return {"error": str(error)}
+    flow = situation.flow if "time" in facts else replace(situation.flow, at=datetime.now(UTC))
+    decision = policy.decide(flow, situation.candidates, trace=True)
+    lines = list(tell_decision(policy, flow, decision))
+    return {"lines": lines, "decision": decision_value(flow, decision)}
 
 
 def _tunnel(daemon: Daemon, name: str) -> dict[str, Any]:

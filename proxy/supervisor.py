@@ -284,9 +284,9 @@ class Supervisor:
             try:
                 match message:
                     case Ask():
-                        peer.link.send(
-                            Answer(answer_question(self, message.what, message.parameters, peer.uid))
-                        )
+                        user = await asyncio.to_thread(identity, peer.uid)
+                        text = answer_question(self, message.what, message.parameters, user)
+                        peer.link.send(Answer(text))
                     case Enter():
                         await self._enter(peer, message, fds)
                     case Stop():

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from proxy.cli.ask import ask_json
 from proxy.cli.errors import fail
 from proxy.policy import files
 from proxy.policy.facts import MANY, FactError, make_situation
@@ -18,7 +19,7 @@ _SCHEMES = {"http": "http", "https": "https", "ssh": "ssh", "wss": "https", "ws"
 
 
 @click.command("explain", short_help="what a policy says of a flow, and why")
-@click.option("--policy", "path", required=True, type=click.Path(path_type=Path), help="The policy file.")
+@click.option("--policy", "path", type=click.Path(path_type=Path), help="A policy file; else the daemon's.")
 @click.option("--to", required=True, metavar="URL|HOST[:PORT]", help="Where the flow goes.")
 @click.option("--zone", help="The zone; not needed where the policy has one only.")
 @click.option("--user", help="The user.")
@@ -35,13 +36,25 @@ _SCHEMES = {"http": "http", "https": "https", "ssh": "ssh", "wss": "https", "ws"
 @click.option("--size", help="The size of the transfer, such as 11MiB.")
 @click.option("--time", help='The local time of the policy, such as "wed 10:00".')
 @click.option("--json", "as_json", is_flag=True, help="The whole answer, for programs.")
-def command(path: Path, to: str, as_json: bool, **given: str | tuple[str, ...] | None) -> None:
-    """Ask a policy file about one flow. Facts of a request that are not given are not known yet."""
+def command(path: Path | None, to: str, as_json: bool, **given: str | tuple[str, ...] | None) -> None:
+    """Say what becomes of a flow, and why: by a policy file, or by the daemon as things stand now.
+
+    Of the daemon, zone and tunnels are the live ones, and user and groups yours. Facts of a request that
+    are not given are not known yet.
+
+    \b
+    zonegate explain --to https://git.corp.example/
+    zonegate explain --policy acme.policy.yaml --group finance --to payroll.corp.example:443
+    """
     facts = {key: (value,) if isinstance(value, str) else value for key, value in given.items() if value}
     if "tunnels" in facts:
         facts.pop("tunnel")
     try:
         facts = {**_destination(to), **facts}
+        if path is None:
+            facts.pop("tunnel", None)
+            _ask_daemon({key: value for key, value in facts.items() if value}, as_json=as_json)
+            return
         policy = files.load_policy(path)
         situation = make_situation(policy.model, {k: v for k, v in facts.items() if v or k in MANY})
     except Problems as problems:
@@ -54,6 +67,12 @@ def command(path: Path, to: str, as_json: bool, **given: str | tuple[str, ...] |
         return
     for line in tell_decision(policy, situation.flow, decision):
         click.echo(line)
+
+
+def _ask_daemon(facts: dict[str, tuple[str, ...]], *, as_json: bool) -> None:
+    """The daemon's own answer."""
+    found = ask_json("explain", **facts)
+    click.echo(json.dumps(found["decision"], indent=2) if as_json else "\n".join(found["lines"]))
 
 
 def _destination(to: str) -> dict[str, tuple[str, ...]]:

@@ -46,7 +46,8 @@ def tell_decision(policy: Policy, flow: Flow, decision: Decision) -> Iterator[st
     """What becomes of a flow and why; the carrier it gets and why."""
     judgement = decision.judgement
     yield f"{describe_flow(flow)}"
-    yield f"verdict  {word(decision.verdict)}{f' through {decision.tunnel.name}' if decision.tunnel else ''}"
+    through = f" through {decision.tunnel.name}" if decision.tunnel and decision.verdict else ""
+    yield f"verdict  {word(decision.verdict)}{through}"
     yield f"because  {judgement.because}{f'  ({judgement.because.where})' if judgement.because.where else ''}"
     carrier, why = carrier_of(judgement)
     yield f"carrier  {carrier}: {why}"
