@@ -8,7 +8,7 @@ import socket
 from asyncio.subprocess import Process
 from collections.abc import Sequence
 
-from proxy import ipc, sandbox
+from proxy import ipc, sandbox, syscalls
 
 ENVIRONMENT = {"PATH": sandbox.SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
 
@@ -37,7 +37,7 @@ async def start_module(module: str, theirs: socket.socket, *fds: int) -> Process
 async def start_sealed(module: str, theirs: socket.socket, *, structural: bool) -> Process:
     """Start `proxy.MODULE` sealed; without structural enforcement, as it is."""
     command = sandbox.python_command(module, str(theirs.fileno()))
-    filter_fd = ipc.memory_file("seccomp", sandbox.worker_filter())
+    filter_fd = ipc.memory_file("seccomp", syscalls.worker_filter())
     try:
         if structural:
             command = sandbox.sealed(command, filter_fd)

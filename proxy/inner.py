@@ -41,9 +41,10 @@ def live(view: bubble.View, stdio: Stdio, link: socket.socket, outer: int) -> No
         fds = [os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("user", "net")]
         socket.send_fds(link, [b"made"], fds)
         ipc.close_all(fds)
+        rules = _rules()
         if link.recv(16) == b"go":
             told = True
-            code = _accompany(*_start(view, stdio))
+            code = _accompany(*_start(view, stdio, rules))
     except Exception as error:
         words = str(error) or repr(error)
         with contextlib.suppress(OSError):
@@ -55,9 +56,16 @@ def live(view: bubble.View, stdio: Stdio, link: socket.socket, outer: int) -> No
         os._exit(code)
 
 
-def _start(view: bubble.View, stdio: Stdio) -> tuple[int, int]:
+def _rules() -> bytes:
+    """The seccomp program of the bubble: made while the daemon opens its ears in the namespace."""
+    from proxy import syscalls
+
+    return syscalls.bubble_filter()
+
+
+def _start(view: bubble.View, stdio: Stdio, rules: bytes) -> tuple[int, int]:
     """Start bubblewrap on the program. Returns its pid and where it tells of its own child."""
-    seccomp_fd = ipc.memory_file("seccomp", sandbox.bubble_filter())
+    seccomp_fd = ipc.memory_file("seccomp", rules)
     info_read, info_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     command, fds = bubble.arguments(view, seccomp_fd, info_write)
     parent = os.getpid()

@@ -1,14 +1,12 @@
-"""Sandboxes: what a sealed worker and a program in a bubble may see of the machine, and which system calls.
+"""Sandboxes: what a sealed worker and a program in a bubble may see of the machine.
 
-Says it as bubblewrap arguments and seccomp programs; starts nothing itself. bubblewrap sets
-no_new_privs, and the programs here are installed before the first instruction of what it starts. Code of
-another ABI than this machine's own (32-bit, x32) is killed at its first system call: libseccomp's default,
-and right, for there the numbers of the calls mean others. Knows no zone, no policy and no tunnel.
+Says it as bubblewrap arguments; starts nothing itself. bubblewrap sets no_new_privs, and the programs of
+`syscalls` are installed before the first instruction of what it starts. Knows no zone, no policy and no
+tunnel.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 import shutil
@@ -16,39 +14,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import pyseccomp as seccomp
-
 import proxy
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Address families a program in a bubble may have. Everything else (AF_PACKET, AF_VSOCK, AF_BLUETOOTH,
-# AF_ALG, AF_XDP ...) is no way of reaching a corporate service, and some are ways around a gate.
-BUBBLE_FAMILIES = frozenset({1, 2, 10, 16})  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
-_AF_UNIX = 1
-_FAMILIES_KNOWN = 64
-_SOCK_RAW, _SOCK_PACKET, _SOCK_TYPE_MASK = 3, 10, 0xF
-_MSG_FASTOPEN = 0x20000000  # sendmsg(2) with it is a connect in disguise
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # type into the terminal's own input
-# CLONE_NEW: TIME, NS, CGROUP, UTS, IPC, USER, PID, NET
-_NEW_NAMESPACES = tuple(1 << bit for bit in (7, 17, 25, 26, 27, 28, 29, 30))
-
-# Ways to a kernel or to other processes that neither a worker nor a program in a bubble has business with.
-_NEVER = (
-    "io_uring_setup", "io_uring_enter", "io_uring_register",
-    "keyctl", "add_key", "request_key",
-    "bpf", "perf_event_open", "userfaultfd", "kexec_load", "kexec_file_load",
-    "init_module", "finit_module", "delete_module", "open_by_handle_at", "name_to_handle_at",
-    "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp",
-    "swapon", "swapoff", "reboot", "acct", "quotactl",
-    "settimeofday", "clock_settime", "clock_adjtime", "adjtimex",
-)  # fmt: skip
-# A worker moves bytes between sockets that it was given. It makes, binds and aims none.
-_WORKER_NEVER = (
-    "socket", "connect", "bind", "listen", "ptrace", "setns", "unshare", "mount", "umount2", "pivot_root",
-    "move_mount", "open_tree", "fsopen", "fsmount", "fsconfig", "fspick", "mount_setattr", "chroot",
-)  # fmt: skip
-
-
 # Kernel settings that forbid user namespaces: name, the forbidding value, the cure, whether to root too.
 _USERNS_SETTINGS = (
     ("user.max_user_namespaces", "0", "10000", True),
@@ -75,60 +43,6 @@ def missing() -> list[str]:
         if (root_too or os.geteuid() != 0) and file.exists() and file.read_text().strip() == bad:
             problems.append(f"user namespaces are not allowed here; allow them: sysctl -w {setting}={value}")
     return problems
-
-
-# -- seccomp -----------------------------------------------------------------------------------------
-
-
-def worker_filter() -> bytes:
-    """The worker's seccomp program, as bubblewrap's --seccomp wants it."""
-    rules = _common()
-    for name in _WORKER_NEVER:
-        rules.add_rule(seccomp.ERRNO(errno.EPERM), name)
-    for name, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
-        has_fastopen = seccomp.Arg(flags, seccomp.MASKED_EQ, _MSG_FASTOPEN, _MSG_FASTOPEN)
-        rules.add_rule(seccomp.ERRNO(errno.EPERM), name, has_fastopen)
-    for flag in _NEW_NAMESPACES:
-        rules.add_rule(seccomp.ERRNO(errno.EPERM), "clone", seccomp.Arg(0, seccomp.MASKED_EQ, flag, flag))
-    # Its flags lie in memory, where no filter looks; the C library then takes clone instead.
-    rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
-    return _program(rules)
-
-
-def bubble_filter() -> bytes:
-    """The seccomp program of a bubble: ordinary programs run; ways around the namespace are not there."""
-    rules = _common()
-    refuse = seccomp.ERRNO(errno.EAFNOSUPPORT)
-    for family in range(_FAMILIES_KNOWN):
-        if family not in BUBBLE_FAMILIES:
-            rules.add_rule(refuse, "socket", seccomp.Arg(0, seccomp.EQ, family))
-    rules.add_rule(refuse, "socket", seccomp.Arg(0, seccomp.GE, _FAMILIES_KNOWN))
-    rules.add_rule(refuse, "socketpair", seccomp.Arg(0, seccomp.NE, _AF_UNIX))
-    for family in (2, 10):
-        for kind in (_SOCK_RAW, _SOCK_PACKET):
-            of_family = seccomp.Arg(0, seccomp.EQ, family)
-            of_kind = seccomp.Arg(1, seccomp.MASKED_EQ, _SOCK_TYPE_MASK, kind)
-            rules.add_rule(seccomp.ERRNO(errno.EPERM), "socket", of_family, of_kind)
-    for request in (_TIOCSTI, _TIOCLINUX):
-        # The kernel looks at 32 bits of the request (CVE-2019-10063), so does this.
-        rules.add_rule(
-            seccomp.ERRNO(errno.EPERM), "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFFFFFF, request)
-        )
-    return _program(rules)
-
-
-def _common() -> seccomp.SyscallFilter:
-    rules = seccomp.SyscallFilter(seccomp.ALLOW)
-    for name in _NEVER:
-        rules.add_rule(seccomp.ERRNO(errno.EPERM), name)
-    return rules
-
-
-def _program(rules: seccomp.SyscallFilter) -> bytes:
-    with os.fdopen(os.memfd_create("seccomp", os.MFD_CLOEXEC), "w+b") as file:
-        rules.export_bpf(file)
-        file.seek(0)
-        return file.read()
 
 
 # -- the sealed worker -------------------------------------------------------------------------------

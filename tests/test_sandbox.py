@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from proxy import ipc, sandbox
+from proxy import ipc, sandbox, syscalls
 
 LIMIT_S = 30
 # Makes many attempts and says for each what came of it: 0 or an errno. Runs with the standard library only.
@@ -104,7 +104,7 @@ def free() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def in_bubble() -> dict[str, Any]:
     """With a bubble's filter and nothing else."""
-    fd = ipc.memory_file("seccomp", sandbox.bubble_filter())
+    fd = ipc.memory_file("seccomp", syscalls.bubble_filter())
     try:
         return probe(["bwrap", "--dev-bind", "/", "/", "--seccomp", str(fd), "--", *python()], [fd])
     finally:
@@ -114,7 +114,7 @@ def in_bubble() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def in_worker() -> dict[str, Any]:
     """Sealed as a worker is."""
-    fd = ipc.memory_file("seccomp", sandbox.worker_filter())
+    fd = ipc.memory_file("seccomp", syscalls.worker_filter())
     try:
         return probe(sandbox.sealed(python(), fd), [fd])
     finally:
@@ -125,7 +125,7 @@ def in_worker() -> dict[str, Any]:
 
 
 def test_without_a_filter_other_families_can_be_had(free: dict[str, Any]) -> None:
-    others = [family for family in FAMILIES if family not in sandbox.BUBBLE_FAMILIES]
+    others = [family for family in FAMILIES if family not in syscalls.BUBBLE_FAMILIES]
     assert any(free[f"family {family}"] == 0 for family in others)
 
 
@@ -133,7 +133,7 @@ def test_without_a_filter_other_families_can_be_had(free: dict[str, Any]) -> Non
 def test_a_bubble_has_the_families_of_ordinary_programs_and_no_other(
     free: dict[str, Any], in_bubble: dict[str, Any], family: int
 ) -> None:
-    if family in sandbox.BUBBLE_FAMILIES:
+    if family in syscalls.BUBBLE_FAMILIES:
         assert in_bubble[f"family {family}"] == free[f"family {family}"] == 0
     else:
         assert in_bubble[f"family {family}"] == errno.EAFNOSUPPORT
@@ -223,7 +223,7 @@ def test_a_worker_reaches_no_unix_socket_of_the_host_even_with_a_socket_of_its_o
         try:
             assert _given_socket(python(), path) == 0
             assert there.recv(100) == b"canary"
-            fd = ipc.memory_file("seccomp", sandbox.worker_filter())
+            fd = ipc.memory_file("seccomp", syscalls.worker_filter())
             assert _given_socket(sandbox.sealed(python(), fd), path, fd) == errno.ENOENT
             os.close(fd)
             with pytest.raises(BlockingIOError):
@@ -284,7 +284,7 @@ def test_a_worker_cannot_aim_a_given_socket_elsewhere(kind: str, way: str) -> No
         _aim(python(), kind, way, elsewhere)
         with elsewhere.accept()[0] as canary:
             assert canary.recv(6) == b"canary"
-        fd = ipc.memory_file("seccomp", sandbox.worker_filter())
+        fd = ipc.memory_file("seccomp", syscalls.worker_filter())
         _aim(sandbox.sealed(python(), fd), kind, way, elsewhere, fd)
         os.close(fd)
         with socket.create_connection(elsewhere.getsockname()) as last:
@@ -327,7 +327,7 @@ except OSError as error:
     print(error.errno)
 print(oct(os.stat("/secrets").st_mode))
 """
-    fd = ipc.memory_file("seccomp", sandbox.worker_filter())
+    fd = ipc.memory_file("seccomp", syscalls.worker_filter())
     done = subprocess.run(
         [*sandbox.sealed(python(), fd), attempt],
         pass_fds=[fd],
@@ -340,7 +340,7 @@ print(oct(os.stat("/secrets").st_mode))
 
 
 def test_a_worker_has_no_environment_of_the_daemons() -> None:
-    fd = ipc.memory_file("seccomp", sandbox.worker_filter())
+    fd = ipc.memory_file("seccomp", syscalls.worker_filter())
     done = subprocess.run(
         [*sandbox.sealed(python(), fd), "import os; print(sorted(os.environ))"],
         pass_fds=[fd],

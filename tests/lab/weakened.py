@@ -18,7 +18,7 @@ from pathlib import Path
 BY_THE_LAB = frozenset({"bubble", "linkless"})
 
 _NO_FILTER = """
-import pyseccomp, proxy.sandbox as s
+import pyseccomp, proxy.syscalls as s
 s.{name} = lambda: s._program(pyseccomp.SyscallFilter(pyseccomp.ALLOW))
 """
 _HOST_RUN = """
