@@ -55,7 +55,10 @@ ROUTE_V6_TRIES, ROUTE_V6_PAUSE_S = 100, 0.02
 
 
 def capture_rules() -> str:
-    """The zone's one nftables transaction. What it does not name is refused at once, not left to time out."""
+    """The zone's one nftables transaction. What it does not name is refused at once, not left to time out.
+
+    No error is ever sent for a multicast; one that is dropped on its way out is an error of the send itself.
+    """
     return f"""table inet zonegate {{
   chain capture {{
     type filter hook prerouting priority mangle; policy drop;
@@ -66,6 +69,11 @@ def capture_rules() -> str:
     meta l4proto tcp tproxy to :{GATE_PORT} accept
     meta l4proto tcp reject with tcp reset
     reject with icmpx admin-prohibited
+  }}
+  chain refuse_groups {{
+    type filter hook output priority filter; policy accept;
+    ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} drop
+    ip6 daddr ff00::/8 drop
   }}
 }}
 """
