@@ -114,6 +114,24 @@ def test_data_that_crosses_an_end_of_file_is_not_lost(run: Run, site: Site) -> N
     run(main())
 
 
+def test_data_that_came_with_the_handshake_outlives_our_end_of_file(run: Run, site: Site) -> None:
+    """OpenSSL has it already when close_notify is sent; its shutdown would fail on it and lose it."""
+
+    async def main() -> None:
+        ours, theirs = pair()
+        serving = asyncio.create_task(tls_server(theirs, site.for_server(), 30))
+        client = await tls_client(ours, site.for_client(), "gate.example", {site.server.pin}, 30)
+        await client.write(b"early")  # in the same turn as our last flight: one read takes both
+        server = await serving
+        await server.write_eof()
+        assert await server.read() == b"early"
+        assert await client.read() == b""
+        client.abort()
+        server.abort()
+
+    run(main())
+
+
 def test_records_that_arrive_byte_by_byte_after_our_end_of_file(run: Run, site: Site) -> None:
     async def main() -> None:
         inner_client, outer_client = pair()
