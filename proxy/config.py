@@ -7,7 +7,7 @@ Reads values and refuses what is wrong with all problems at once; opens no file 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,15 +174,11 @@ class _Reader:
     def _zone(self, name: str, node: Node, tunnels: Mapping[str, Tunnel]) -> Zone | None:
         reading, what = self._reading, f'zone "{name}"'
         keys = reading.mapping(node, what, ("tunnels", "audit"), ("tunnels",))
-        listed = reading.words(keys["tunnels"], f"tunnels of {what}") if "tunnels" in keys else ()
-        for word in listed:
-            if word.text not in tunnels:
-                cure = did_you_mean(word.text, tunnels) or "; name it under tunnels"
-                reading.problem(word, f'"{word.text}" is not a tunnel of this file{cure}')
+        listed = self._listed(keys.get("tunnels"), what, "tunnel", tunnels)
         audit = (
             reading.choice(keys["audit"], f"audit of {what}", ("flows", "counts")) if "audit" in keys else ""
         )
-        return Zone(name, tuple(word.text for word in listed), audit == "counts")
+        return Zone(name, listed, audit == "counts")
 
     def _is_person(self, key: Scalar) -> bool:
         if _PERSON.fullmatch(key.text):
@@ -193,13 +189,18 @@ class _Reader:
     def _person(self, who: str, node: Node, zones: Mapping[str, Zone]) -> Person | None:
         reading, what = self._reading, f'person "{who}"'
         keys = reading.mapping(node, what, ("zones", "groups"), ("zones",))
-        listed = reading.words(keys["zones"], f"zones of {what}") if "zones" in keys else ()
-        for word in listed:
-            if word.text not in zones:
-                cure = did_you_mean(word.text, zones) or "; name it under zones"
-                reading.problem(word, f'"{word.text}" is not a zone of this file{cure}')
+        listed = self._listed(keys.get("zones"), what, "zone", zones)
         groups = reading.texts(keys["groups"], f"groups of {what}") if "groups" in keys else ()
-        return Person(who, tuple(word.text for word in listed), groups)
+        return Person(who, listed, groups)
+
+    def _listed(self, node: Node | None, what: str, kind: str, known: Collection[str]) -> tuple[str, ...]:
+        """Names of tunnels or zones that this file has."""
+        words = self._reading.words(node, f"{kind}s of {what}") if node is not None else ()
+        for word in words:
+            if word.text not in known:
+                cure = did_you_mean(word.text, known) or f"; name it under {kind}s"
+                self._reading.problem(word, f'"{word.text}" is not a {kind} of this file{cure}')
+        return tuple(word.text for word in words)
 
     def _path(self, node: Node | None, what: str) -> Path | None:
         text = self._reading.text(node, what) if node is not None else None
