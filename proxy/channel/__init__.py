@@ -22,7 +22,7 @@ from proxy.channel.plain import (
     Reset,
     Truncated,
 )
-from proxy.channel.tls import HandshakeFailed, TlsChannel, WrongPeer, tls_client, tls_server
+from proxy.channel.tls import HandshakeFailed, SaidNothing, TlsChannel, WrongPeer, tls_client, tls_server
 
 __all__ = [
     "Aborted",
@@ -34,6 +34,7 @@ __all__ = [
     "NotAdmitted",
     "PlainChannel",
     "Reset",
+    "SaidNothing",
     "TlsChannel",
     "Truncated",
     "WrongPeer",

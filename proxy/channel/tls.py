@@ -31,12 +31,19 @@ class HandshakeFailed(ConnectionError):
     """No TLS 1.3 connection came about, and nothing is known of the peer."""
 
 
+class SaidNothing(HandshakeFailed):
+    """The peer ended the connection without a byte, as one does that was kept ready and not needed."""
+
+
 class TlsChannel:
     """A Channel under TLS 1.3. Made by `tls_client` and `tls_server` only."""
 
-    __slots__ = ("_eof", "_eof_sent", "_incoming", "_outgoing", "_raw", "_tls", "_unread", "peer_der")
+    __slots__ = (
+        "_eof", "_eof_sent", "_incoming", "_outgoing", "_raw", "_tls", "_unread", "heard", "peer_der",
+    )  # fmt: skip
 
     def __init__(self, raw: PlainChannel, context: ssl.SSLContext, server_name: str | None) -> None:
+        self.heard = False  # whether the peer has sent anything
         self._raw = raw
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(
@@ -124,6 +131,7 @@ class TlsChannel:
         data = await self._raw.read()
         if not data:
             raise self._raw.end(Truncated("the connection ended without TLS's close_notify"))
+        self.heard = True
         self._incoming.write(data)
 
     def _encrypt(self, piece: memoryview) -> None:
@@ -232,7 +240,8 @@ async def _within(time_limit_s: float, channel: TlsChannel, verify: Callable[[by
         channel.abort()
         raise
     except ConnectionError as error:
-        raise HandshakeFailed(f"the connection ended in the TLS handshake ({error})") from None
+        kind = HandshakeFailed if channel.heard else SaidNothing
+        raise kind(f"the connection ended in the TLS handshake ({error})") from None
     except BaseException:
         channel.abort()
         raise

@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from proxy.certificates import fingerprint
-from proxy.channel import Backlog, HandshakeFailed, TlsChannel, WrongPeer, tls_server
+from proxy.channel import Backlog, HandshakeFailed, SaidNothing, TlsChannel, WrongPeer, tls_server
 from proxy.gateway.config import Limits
 from proxy.gateway.conversation import Guest, House, converse, turn_away
 from proxy.gateway.dial import Dialer, keep_alive
@@ -163,6 +163,8 @@ class Gateway:
         try:
             keep_alive(sock)
             return await tls_server(sock, self._context, self._handshake_limit_s, self._house.backlog)
+        except SaidNothing:
+            return None
         except (WrongPeer, HandshakeFailed, OSError) as error:
             sock.close()
             self._log.note_stranger("no handshake", because=str(error), **{"from": peer})
