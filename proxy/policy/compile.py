@@ -93,7 +93,8 @@ class Claims:
         wide: list[tuple[int, int, int]] = []
         narrow: list[tuple[int, int, int]] = []
         listed: dict[str, int] = {}
-        for index, destination in enumerate(d for d in destinations if d.to.networks):
+        self.destinations = tuple(d for d in destinations if d.to.networks)
+        for index, destination in enumerate(self.destinations):
             bit = 1 << index
             networks = destination.to.networks
             wide += _pieces(networks, bit)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from importlib.util import find_spec
+from operator import or_
 from typing import TYPE_CHECKING, Any, Protocol
 
-from proxy.policy.regions import Box, Cover, meet
+from proxy.policy.regions import Box, Cover, disjoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +35,9 @@ class Engine(Protocol):
 
 def touching(box: Box, covers: Iterable[Cover]) -> list[Box]:
     """The parts of the covers that share something with a box."""
-    return [part for cover in covers for part in cover.boxes if meet(box, part) is not None]
+    names = box.get("name", -1)
+    near = (cover for cover in covers if cover.names & names)
+    return [part for cover in near for part in cover.boxes if not disjoint(box, part)]
 
 
 @dataclass(slots=True)
@@ -53,7 +57,7 @@ class BoxEngine:
         self.steps += 1 + len(covers) // 16
         if self.steps > self.max_steps:
             raise TooHard
-        near = [cover for cover in covers if meet(box, cover) is not None]
+        box, near = self._easier(box, [cover for cover in covers if not disjoint(box, cover)])
         if not near:
             return box
         # the cover that leaves the fewest pieces: often one that holds the box wholly
@@ -67,6 +71,24 @@ class BoxEngine:
                     return found
             rest[name] = have & mask
         return None
+
+    def _easier(self, box: Box, covers: list[Box]) -> tuple[Box, list[Box]]:
+        """The same question with fewer covers.
+
+        Where a value of one dimension is in none of the covers that test it, those covers can be left
+        out together: the box is covered if and only if the others cover it at that value.
+        """
+        while covers:
+            for name in {name for cover in covers for name in cover}:
+                have = box.get(name, self.full[name])
+                free = have & ~reduce(or_, (cover[name] for cover in covers if name in cover))
+                if free:
+                    box = {**box, name: free}
+                    covers = [cover for cover in covers if name not in cover]
+                    break
+            else:
+                break
+        return box, covers
 
     def _pieces(self, box: Box, cover: Box) -> int:
         return sum(1 for name, mask in cover.items() if box.get(name, self.full[name]) & ~mask)
@@ -161,9 +183,7 @@ def has_z3() -> bool:
 def shadowers(full: Mapping[str, int], boxes: Sequence[Box], covers: Sequence[Cover]) -> list[Cover]:
     """A small set of covers that together hold all the boxes, found by leaving out one after another."""
     engine = AutoEngine(full)
-    needed = [
-        cover for cover in covers if any(meet(b, part) is not None for b in boxes for part in cover.boxes)
-    ]
+    needed = [cover for cover in covers if any(touching(box, [cover]) for box in boxes)]
     for cover in list(reversed(needed)):
         without = [c for c in needed if c is not cover]
         if all(engine.escape(box, without) is None for box in boxes):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
+from operator import or_
 
 from proxy.flow import NEVER, Because, Origin, Verdict
 from proxy.policy import compile as c
@@ -26,10 +28,15 @@ _PLAIN = ("user", "device", "port", "protocol", "method", "path", "content_type"
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """Boxes that belong to one rule, guard or built-in reason, to be left out."""
+    """Boxes that belong to one rule, guard or built-in reason, to be left out.
+
+    `names` are the classes of names that any of the boxes holds (-1: all): most rules are told apart
+    by it at once.
+    """
 
     because: Because
     boxes: tuple[Box, ...]
+    names: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,10 @@ class Piece:
     via: tuple[str, ...] | None = None
 
 
+def _cover(because: Because, boxes: tuple[Box, ...]) -> Cover:
+    return Cover(because, boxes, reduce(or_, (box.get("name", -1) for box in boxes), 0))
+
+
 def meet(a: Box, b: Box) -> Box | None:
     """What two boxes share, None where that is nothing."""
     found = dict(a)
@@ -52,6 +63,14 @@ def meet(a: Box, b: Box) -> Box | None:
             return None
         found[name] = mask
     return found
+
+
+def disjoint(a: Box, b: Box) -> bool:
+    """Whether two boxes share nothing."""
+    for name, mask in b.items():  # noqa: SIM110  # the innermost loop of every proof
+        if name in a and not a[name] & mask:
+            return True
+    return False
 
 
 def meet_all(*many: Iterable[Box]) -> Iterator[Box]:
@@ -73,7 +92,7 @@ class Regions:
         self.none = space.axes["name"].classes[NEVER]
         self.impossible = Cover(Because(Origin.GATE, "impossible"), tuple(self._impossible()))
         self.built_in = Cover(c.REBINDING.judgement.because, tuple(self._built_in()))
-        self.rules = tuple(Cover(r.reason, tuple(self.of_rule(r))) for r in self.model.enforced)
+        self.rules = tuple(_cover(r.reason, tuple(self.of_rule(r))) for r in self.model.enforced)
         self.guards = tuple(Cover(g.reason, tuple(self.of_guard(g))) for g in self.model.guards)
 
     def _mask(self, axis: str, values: Iterable[object]) -> int:
@@ -93,6 +112,8 @@ class Regions:
 
     def _tests(self, match: Match, grants: bool) -> Iterator[tuple[list[Box], list[Box]]]:
         """For each attribute that is tested, the boxes that pass and the boxes that do not."""
+        if match.to is not None:
+            yield self._to(match.to, grants)  # first: it tells most rules apart
         zones = self._mask("zone", match.zone if match.zone is not None else self.model.zones)
         yield self._one("zone", zones)
         for name in _PLAIN:
@@ -107,8 +128,6 @@ class Regions:
         for kind in ("group", "posture"):
             if (members := getattr(match, kind)) is not None:
                 yield [{f"{kind}:{m}": 2} for m in members], [{f"{kind}:{m}": 1 for m in members}]
-        if match.to is not None:
-            yield self._to(match.to, grants)
 
     def _one(self, axis: str, mask: int) -> tuple[list[Box], list[Box]]:
         rest = self._not(axis, mask)
@@ -169,10 +188,11 @@ class Regions:
                 claim = claims.line.at(point(address))
                 runs[claim] = runs.get(claim, 0) | 1 << i
         for claim, mask in runs.items():
-            blocked = sum(
-                1 << i for i, name in enumerate(names.examples) if claims.outcome_of(claim, name) is not None
-            )
-            if blocked:
+            owners = (d for i, d in enumerate(claims.destinations) if claim.owners >> i & 1)
+            exempt = self._mask("name", (name for owner in owners for name in owner.to.names))
+            named = names.full & ~self.none & ~exempt if claim.claimed else 0
+            nameless = self.none if claim.special and not claim.owners else 0
+            if blocked := named | nameless:
                 yield {"name": blocked, "address": mask}
 
     def pieces(self) -> Iterator[Piece]:

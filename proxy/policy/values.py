@@ -11,6 +11,7 @@ from datetime import date
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
 
+import idna
 from publicsuffixlist import PublicSuffixList
 
 from proxy.addresses import IPNetwork, inner, parse_host, parse_ipv4, parse_name
@@ -37,7 +38,13 @@ _PRIVATE_SUFFIXES = frozenset({"internal", "home.arpa"})
 
 @cache
 def _public_suffixes() -> PublicSuffixList:
-    return PublicSuffixList()
+    return PublicSuffixList(accept_encoded_idn=False)  # the list's own words are Unicode; see _spans_owners
+
+
+def _spans_owners(name: str) -> bool:
+    """Whether anybody can register below a name."""
+    shown = idna.decode(name) if "xn--" in name else name
+    return bool(_public_suffixes().publicsuffix(shown) == shown)
 
 
 def looks_like_network(text: str) -> bool:
@@ -73,7 +80,7 @@ def parse_domain(text: str) -> str:
     if "*" in base:
         raise ValueError(f'"{text}" has a wildcard elsewhere; * may only be the whole first label')
     name = parse_name(base)
-    if wild and name not in _PRIVATE_SUFFIXES and _public_suffixes().publicsuffix(name) == name:
+    if wild and name not in _PRIVATE_SUFFIXES and _spans_owners(name):
         raise ValueError(f'"{text}" spans a public suffix and would match unrelated owners; name the owners')
     if "." not in name and not (wild and name in _PRIVATE_SUFFIXES):
         raise ValueError(f'"{text}" has one label; write the whole name, such as {name}.corp.example')
