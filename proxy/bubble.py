@@ -40,8 +40,20 @@ HIDDEN_DIRECTORIES = (
     "/etc/ssh",
     "/etc/NetworkManager",
     "/etc/wireguard",
+    "/etc/openvpn",
+    "/etc/ipsec.d",
+    "/etc/swanctl",
+    "/etc/ppp",
+    "/etc/letsencrypt",
 )
-HIDDEN_FILES = ("/etc/shadow", "/etc/gshadow", "/etc/shadow-", "/etc/gshadow-")
+HIDDEN_FILES = (
+    "/etc/shadow",
+    "/etc/gshadow",
+    "/etc/shadow-",
+    "/etc/gshadow-",
+    "/etc/ipsec.secrets",
+    "/etc/krb5.keytab",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,10 +124,10 @@ def arguments(view: View, seccomp_fd: int, info_fd: int) -> tuple[list[str], lis
             told += ["--ro-bind-data", str(fd), os.path.realpath(path)]
     told += _hidden(fds)
     told += _home(view)
+    told += _environment(view)  # it clears what was there, so before the display's own
     told += _display(view)
     for shared in view.share:
         told += ["--bind", str(shared), str(shared)]
-    told += _environment(view)
     told += [
         "--remount-ro",
         "/",

@@ -41,7 +41,7 @@ run.GRACE_S = told["grace_s"]
 view = View(
     zone="corporate", uid=os.getuid(), gid=os.getgid(), home=Path(told["home"]),
     zone_home=Path(told["zone_home"]), command=told["command"], variables=dict(os.environ),
-    share=[Path(path) for path in told["share"]],
+    share=[Path(path) for path in told["share"]], x11=told["x11"], share_home=told["share_home"],
 )
 try:
     code = run.run(view, [Path(told["socket"])])
@@ -136,6 +136,8 @@ class Ground:
         *,
         terminal: bool = False,
         share: Sequence[str] = (),
+        share_home: bool = False,
+        x11: bool = False,
         grace_s: float = 5.0,
     ) -> list[str]:
         """The command line that is `zonegate run -- command` here."""
@@ -146,10 +148,12 @@ class Ground:
             "zone_home": str(self.zone_home),
             "command": list(command),
             "share": [*share, *PYTHON_AT],
+            "share_home": share_home,
+            "x11": x11,
             "terminal": terminal,
             "grace_s": grace_s,
         }
-        return [sys.executable, "-W", "error", "-c", _DRIVER, json.dumps(told)]
+        return [sys.executable, "-P", "-W", "error", "-c", _DRIVER, json.dumps(told)]
 
     def start(self, *command: str, options: Any = None, **popen: Any) -> subprocess.Popen[bytes]:
         """Start a program in a bubble."""
@@ -161,9 +165,11 @@ class Ground:
         self._started.append(started)
         return started
 
-    def run(self, *command: str, given: bytes | None = None, **options: Any) -> tuple[int, str, str]:
+    def run(
+        self, *command: str, given: bytes | None = None, popen: Any = None, **options: Any
+    ) -> tuple[int, str, str]:
         """Run a program in a bubble to its end: exit code, output, errors."""
-        started = self.start(*command, stdin=subprocess.PIPE, options=options)
+        started = self.start(*command, stdin=subprocess.PIPE, options=options, **(popen or {}))
         out, err = started.communicate(given, timeout=LIMIT_S)
         return started.returncode, out.decode(), err.decode()
 
