@@ -64,6 +64,7 @@ class _Loader:
             r.choice(version, "the version of the language", ("1",))
         name = self.m.name(top["name"], "the policy's name") if "name" in top else None
         timezone = self._timezone(top.get("timezone"))
+        self._check_order(top)
         if define := top.get("define"):
             self._define(define)
         if apps := top.get("apps"):
@@ -86,6 +87,12 @@ class _Loader:
             guards=tuple(guard for guard in guards if guard),
             rules=tuple(rule for rule in rules if rule),
         )
+
+    def _check_order(self, top: dict[str, Node]) -> None:
+        """A file that was cut short at the end must not have lost its guards."""
+        if "guards" in top and "rules" in top and list(top).index("guards") > list(top).index("rules"):
+            message = "guards stand below rules, and a file cut short would lose them; move them above"
+            self.r.problem(top["guards"], message)
 
     def _list(self, top: dict[str, Node], key: str) -> tuple[Node, ...]:
         return self.r.items(top[key], f'"{key}"') if key in top else ()

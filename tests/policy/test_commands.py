@@ -1,0 +1,150 @@
+"""check, test, prove, diff and explain, as typed."""
+
+# ruff: noqa: E501  # a policy in a test is written as it would be
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from proxy.cli import zonegate
+from proxy.policy.schemas import FOLDER, texts
+
+POLICIES = Path(__file__).parents[2] / "policies"
+OLD = """\
+policy: 1
+name: p
+define: {zones: [corporate], groups: [eng], destinations: {code: [git.corp.example]}}
+rules:
+  - {id: code, match: {to: code, group: eng, protocol: https}, verdict: tunnel}
+"""
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(zonegate, list(arguments), catch_exceptions=False)
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    path = tmp_path / "p.policy.yaml"
+    path.write_text(OLD)
+    return path
+
+
+def test_check_shows_the_line_and_ends_with_1_for_an_error(old: Path) -> None:
+    assert run("check", str(old)).exit_code == 0
+    old.write_text(OLD.replace("group: eng", "grup: eng"))
+    told = run("check", str(old))
+    assert told.exit_code == 1
+    assert 'unknown key "grup" in match of rule "code"; did you mean "group"?' in told.output
+    assert "\n    " in told.output and "^" in told.output
+    line = run("check", "--format", "line", str(old)).output
+    assert line.startswith(f"{old}:5:34: error: unknown key")
+    assert run("check", "--format", "github", str(old)).output.startswith(
+        f"::error file={old},line=5,col=34::"
+    )
+    found = json.loads(run("check", "--json", str(old)).output)
+    assert [(problem["line"], problem["severity"]) for problem in found] == [(5, "error")]
+
+
+def test_check_names_the_rules_that_shadow_a_dead_one(old: Path) -> None:
+    more = "  - {id: in, match: {group: eng}, verdict: tunnel}\n  - {id: dead, match: {to: code, group: eng}, verdict: block}\n"
+    old.write_text(OLD + more)
+    told = run("check", str(old))
+    assert told.exit_code == 1
+    assert 'p.policy.yaml:7:5: error: rule "dead" can never decide: shadowed by "in"' in told.output
+
+
+def test_check_warns_of_what_the_site_cannot_do(old: Path) -> None:
+    old.write_text(OLD.replace("protocol: https", "protocol: https, method: GET"))
+    told = run("check", "--no-inspection", "corporate", str(old))
+    assert told.exit_code == 0 and '"code" needs method and zone corporate has no inspection' in told.output
+
+
+def test_an_unstable_route_is_refused_at_load(old: Path) -> None:
+    more = "  - {id: get, match: {to: code, method: GET}, verdict: direct}\n"
+    old.write_text(OLD.replace("rules:\n", "rules:\n" + more))
+    told = run("check", str(old))
+    assert told.exit_code == 1 and "one connection could take two ways" in told.output
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    assert "no such file" in run("check", str(tmp_path / "x.policy.yaml")).output
+    assert run("check", str(tmp_path / "x.policy.yaml")).exit_code == 1
+
+
+def test_test_runs_what_ships() -> None:
+    told = run("test", str(POLICIES), "--mutants", "--cov-fail-under", "100", "--json")
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.output)
+    assert found["failed"] == [] and found["passed"] > 180
+    assert {policy["percent"] for policy in found["coverage"]} == {100.0}
+
+
+@pytest.mark.parametrize("engine", ["boxes", "z3"])
+def test_prove_holds_for_what_ships(engine: str) -> None:
+    told = run("prove", str(POLICIES), "--engine", engine)
+    assert told.exit_code == 0, told.output
+    assert "0 failed" in told.output
+
+
+def test_each_shipped_policy_has_tests_enough() -> None:
+    from proxy.policy.files import load_suite
+
+    for path in POLICIES.glob("*.policy.yaml"):
+        suite = load_suite(path.with_name(path.name.replace(".policy.", ".test.")))
+        assert len(suite.cases) >= 25, path
+        assert any("direct" in claim.id for claim in suite.claims), path
+
+
+def test_explain_tells_the_verdict_the_reason_and_the_carrier() -> None:
+    policy = str(POLICIES / "contractor.policy.yaml")
+    common = ("--policy", policy, "--group", "contractors", "--posture", "healthy", "--time", "wed 10:00")
+    told = run("explain", *common, "--to", "https://git.corp.example/")
+    assert told.exit_code == 0
+    assert "verdict  undetermined" in told.output and "carrier  inspection: " in told.output
+    settled = run("explain", *common, "--to", "https://git.corp.example/", "--method", "GET", "--json")
+    found = json.loads(settled.output)
+    assert (found["verdict"], found["because"]["id"], found["carrier"]) == ("tunnel", "code-read", "relay")
+    stale = run("explain", *common, "--to", "tracker.corp.example:443", "--tunnel", "stale")
+    assert "block" in stale.output and "proof-or-nothing" in stale.output
+    assert run("explain", *common, "--to", "0x7f.1").exit_code == 2
+
+
+def test_diff_says_first_whether_anything_is_looser(old: Path) -> None:
+    new = old.with_name("new.policy.yaml")
+    new.write_text(OLD.replace("group: eng, ", ""))
+    told = run("diff", str(old), str(new))
+    assert told.exit_code == 0
+    assert told.output.splitlines()[0] == "looser: yes, 1 of 1 changes"
+    assert "+ block by default -> tunnel by code" in told.output
+    assert run("diff", str(old), str(new), "--fail-looser").exit_code == 1
+    assert run("diff", str(new), str(old), "--fail-looser").exit_code == 0
+    assert json.loads(run("diff", str(old), str(new), "--json").output)["looser"] is True
+    assert run("diff", str(old), str(old)).output == "no flow gets another verdict\n"
+
+
+def test_diff_reads_git_revisions(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    git = ["git", "-C", str(old.parent), "-c", "user.name=a", "-c", "user.email=a@b.test"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "first"], check=True)
+    old.write_text(OLD.replace("group: eng, ", ""))
+    told = run("diff", "HEAD", str(old))
+    assert told.exit_code == 0 and told.output.startswith("looser: yes")
+    assert run("diff", f"HEAD:{old}", str(old)).output == told.output
+    assert run("diff", "nowhere", str(old)).exit_code == 2
+    assert run("diff", "--output=x", str(old)).exit_code == 2
+
+
+def test_the_schemas_are_those_of_the_tables() -> None:
+    """`python -m proxy.policy.schemas` writes them."""
+    for name, text in texts().items():
+        assert (FOLDER / name).read_text() == text
+        assert run("check", "--schema", name.removesuffix(".json")).output == text
