@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -71,6 +72,12 @@ def _stay(machines: Machines, usual: bool, console: Console) -> None:
     console.print()
     console.print("It is still up. In another terminal, try:")
     for line in ("run -- bash", "run -- curl http://intranet.corp.example/", "status"):
-        console.print(f"    {where}zonegate {line}")
+        console.print(f"    {where}{_command()} {line}")
     console.print("Ctrl-C ends it and leaves nothing behind.")
     machines.gate.wait()
+
+
+def _command() -> str:
+    """How this command was called, where it is not simply on the path."""
+    called = Path(sys.argv[0])
+    return "zonegate" if shutil.which("zonegate") == str(called) else str(called)
