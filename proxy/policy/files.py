@@ -33,17 +33,6 @@ def load_suite(path: Path) -> Suite:
     return read_suite(text, str(path), policy)
 
 
-def is_suite(path: Path) -> bool:
-    """Whether a file is a policy test: its name says so, and so does its first key."""
-    if not path.name.endswith(TEST_SUFFIX):
-        return False
-    try:
-        head = path.read_bytes()[:65536]
-    except OSError:
-        return False
-    return any(line.lstrip(b"{ ").startswith(b"policy_test") for line in head.splitlines())
-
-
 def find(paths: Iterable[Path], suffix: str) -> Iterator[Path]:
     """The files given, and those below the folders given whose names end so, in order."""
     for path in paths:

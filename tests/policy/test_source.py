@@ -12,8 +12,9 @@ from random import Random
 import pytest
 import random_policies as random
 
-from proxy.policy import Problems, load
+from proxy.policy import Policy, Problems, load
 from proxy.policy.diff import compare
+from proxy.policy.loader import read_model
 from proxy.policy.source import MAX_BYTES, Map, Scalar, read
 
 SHIPPED = Path(__file__).parents[2] / "policies"
