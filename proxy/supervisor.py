@@ -114,7 +114,7 @@ class Supervisor:
         undo.push_async_callback(self._admin.hang_up)
         undo.callback(self._admin.close)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self.stopped.set)
         try:
             self._start_own_workers()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,8 @@ def command(once: bool) -> None:
     """
     if problems := sandbox.missing():
         fail("\n".join(problems))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # however it ends, it takes everything with it
+        signal.signal(number, signal.default_int_handler)
     console = Console(highlight=False, soft_wrap=True)
     stays = not once and sys.stdout.isatty()
     with tempfile.TemporaryDirectory(prefix="zonegate-demo-") as directory:

@@ -54,7 +54,9 @@ class Machines:
             undo.callback(_end, self.gateway)
             log = undo.enter_context((self.directory / "gate.log").open("wb"))
             command = zonegate("up", "-c", str(self.site.gate))
-            self.gate = subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stderr=log)
+            self.gate = subprocess.Popen(
+                command, env=self.environment, stdin=subprocess.DEVNULL, stderr=log, start_new_session=True
+            )
             undo.callback(_end, self.gate)
             self.until(lambda: self.tunnel()["attested"], "the tunnel is attested")
             yield
@@ -66,7 +68,12 @@ class Machines:
         log = (self.directory / "gateway.err").open("wb")
         with log:
             return subprocess.Popen(
-                command, env=self.environment, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[fd]
+                command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                pass_fds=[fd],
+                start_new_session=True,  # Ctrl-C is this process's to act on
             )
 
     def _show_log_of_failure(self) -> None:
