@@ -343,7 +343,7 @@ class Supervisor:
 
     def _remember(self) -> None:
         """Keep a list of who is inside, for `cleanup` after a kill; nothing else depends on it."""
-        if self._keep_bubbles and self.stopped.is_set():
+        if self.stopped.is_set():
             return
         with contextlib.suppress(OSError):
             inside = [remains.Remaining(bubble.id, peer.pid) for bubble, peer in self.bubbles.values()]
