@@ -105,4 +105,12 @@ def _print(lints: list[Lint], rendered: list[str], count: int, shape: str) -> No
             for text in rendered:
                 click.echo(text)
             errors = sum(line.is_error for line in lints)
-            click.echo(f"{count} files, {errors} errors, {len(lints) - errors} warnings", err=True)
+            warnings = len(lints) - errors
+            click.echo(
+                ", ".join((_count(count, "file"), _count(errors, "error"), _count(warnings, "warning"))),
+                err=True,
+            )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
