@@ -1,19 +1,25 @@
 """zonegate: what leaves a zone leaves through an authenticated tunnel, or not at all.
 
-The floors, from the ground up; a module imports only from floors below its own:
+The floors, from the ground up; a module imports only from floors below its own (the order is a contract in
+pyproject.toml, and this is what it is about):
 
-    flow                                   the words: Flow, Verdict, Because, Refusal
+    flow, addresses                        the words: Flow, Verdict, Because; hosts in one strict form
     policy/                                pure: YAML in, judgements out
-    config                                 the site file
-    ipc, namespaces, sandbox               the kernel: sockets, namespaces, seccomp
-    audit, allocator                       what is remembered
-    tunnels/                               bring a tunnel up, gather evidence, judge it
-    egress, channel                        dial while leased; bytes of a socket or of TLS
-    flow_table                             the register of open flows; a flow is cut here
-    relay, names                           the carriers
-    gate                                   Flow -> Admission | Refusal
-    gateway, bubble                        the corporate end of mtls; a program's sandbox
-    holder, worker, supervisor             processes; only supervisor and worker wire
-    admin, demo                            the socket that commands speak to; the demonstration
-    cli/                                   commands
+    ipc, messages/                         how the processes speak, and what they say
+    namespaces, sandbox, syscalls, prctl   the kernel: a zone of nothing but loopback, sealed processes
+    certificates, lines, paths, notify     keys of a site, whole lines on disk, places, sd_notify
+    channel/, link                         bytes of a socket or of TLS; one end of a link under a loop
+    audit, journal, segments, chain        what is written down
+    allocator, questions, names            synthetic addresses, and the DNS that tells them
+    relay, flow_table, egress              the carrier, the register of open flows, dial while leased
+    first_bytes, gate, vetted, refusals    Flow -> Admission | Refusal, and how a refusal looks
+    config, site                           the site file, and all that it names
+    tunnels/                               a holder's evidence, judged
+    passage, captured                      the way of one flow; the ingress of one bubble
+    bubble, inner, run                     a program's sandbox, and the processes beside it
+    dialling, holder, door                 the small processes
+    crew, reception, admin, remains        workers, who may enter, the admin socket, what is left
+    gateway/                               the corporate end of mtls
+    worker, supervisor                     the only places that wire
+    demo/, cli/                            the demonstration, the commands
 """
