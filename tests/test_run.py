@@ -486,7 +486,8 @@ def test_a_paused_terminal_holds_up_neither_the_daemons_word_nor_a_signal(
     daemon.say(Leave())
     daemon.wait_until_left()
     started.send_signal(signal.SIGTERM)
-    assert started.wait(LIMIT_S) == 143
+    # Had the terminal room for all of it, the company is past waiting when the signal comes.
+    assert started.wait(LIMIT_S) in (143, -signal.SIGTERM)
 
 
 def test_a_terminal_that_goes_away_ends_the_program(ground: Ground) -> None:
