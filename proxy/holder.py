@@ -12,45 +12,86 @@ from __future__ import annotations
 import asyncio
 import base64
 import concurrent.futures.thread  # noqa: F401  imported now: as nobody, the interpreter's files may be unreadable
-import contextlib
 import encodings.idna  # noqa: F401  the same
 import os
+import re
+import resource
 import socket
 import ssl
+import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NoReturn
 
-from proxy import ipc
+from proxy import ipc, prctl
 from proxy.dialling import CONNECT_LIMIT_S, PeerBroken, WarmSockets, connect, serve
 from proxy.link import Link
-from proxy.messages.holding import TO_HOLDER, Dial, Evidence, Hold, ToHolder
+from proxy.messages.holding import TO_HOLDER, Dial, Evidence, Hold, Serve, ToHolder
 
 SLOW_RETRY_S = 5.0  # a wrong peer is said loudly and asked slowly
 NOTHING_SEEN = Evidence("", 0, broken=False, wrong_peer=False, words="connecting")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve until the supervisor's end of the link is gone."""
+    """Serve until the supervisor's end of the link is gone. Does not return."""
     sock = socket.socket(fileno=int(arguments[0]))
-    hold, fds = ipc.receive(sock, [Hold])
-    context = client_context(*fds)
-    if hold.drop_to_uid and os.geteuid() == 0:
-        os.setgroups([])
-        os.setgid(hold.drop_to_uid)
-        os.setuid(hold.drop_to_uid)
-    with contextlib.suppress(ipc.LinkBroken):
-        asyncio.run(_hold(sock, hold, context))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    code = 1
+    try:
+        hold, fds = ipc.receive(sock, [Hold])
+        try:
+            context = client_context(*fds)
+        except (OSError, ValueError) as error:
+            _say_unusable(sock, error)
+        if hold.drop_to_uid and os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(hold.drop_to_uid)
+            os.setuid(hold.drop_to_uid)
+        prctl.no_core_dump()
+        asyncio.Runner().run(_hold(sock, hold, context))
+    except ipc.LinkBroken:
+        code = 0
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)  # an orderly end would wait for every thread that still waits for a resolver
+
+
+def _say_unusable(sock: socket.socket, error: Exception) -> NoReturn:
+    """Say that the tunnel's files are of no use, and stay: a holder that ends is only started again."""
+    reason = error.reason if isinstance(error, ssl.SSLError) else ""
+    words = (reason or str(error)).lower().replace("_", " ")
+    words = f"the tunnel's ca, certificate or key cannot be used: {words}"
+    ipc.send(sock, Evidence("", 0, broken=True, wrong_peer=False, words=words))
+    while True:
+        ipc.close_all(ipc.receive(sock, [Serve])[1])
 
 
 def client_context(ca_fd: int, certificate_fd: int, key_fd: int) -> ssl.SSLContext:
-    """TLS 1.3, the site's CA and no other, the tunnel's own certificate. Takes the descriptors."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(cadata=ipc.read_file(ca_fd).decode())
-    context.load_cert_chain(f"/proc/self/fd/{certificate_fd}", f"/proc/self/fd/{key_fd}")
-    ipc.close_all([certificate_fd, key_fd])
-    return context
+    """TLS 1.3, the site's CA and no other, the tunnel's own certificate. Takes the descriptors.
+
+    Raises OSError (ssl.SSLError) or ValueError where they are of no use; a key with a password is one.
+    """
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # as workers do: what they refuse is not attested
+        context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
+        context.load_verify_locations(cadata=ipc.read_file(os.dup(ca_fd)).decode())
+        certificate, key = (f"/proc/self/fd/{fd}" for fd in (certificate_fd, key_fd))
+        context.load_cert_chain(certificate, key, password=_no_password)
+        return context
+    finally:
+        ipc.close_all([ca_fd, certificate_fd, key_fd])
+
+
+def _no_password() -> str:
+    """Asked for an encrypted key: OpenSSL would otherwise ask on a terminal."""
+    raise ValueError("the private key is encrypted; give an unencrypted one that only its owner reads")
 
 
 async def _hold(sock: socket.socket, hold: Hold, context: ssl.SSLContext) -> None:
@@ -61,7 +102,9 @@ async def _hold(sock: socket.socket, hold: Hold, context: ssl.SSLContext) -> Non
     tasks: set[asyncio.Task[None]] = {probing}
     try:
         while True:
-            _, fds = await supervisor.receive()
+            message, fds = await supervisor.receive()
+            if not isinstance(message, Serve):
+                raise ipc.LinkBroken("a holder holds one tunnel")
             worker: Link[Dial] = Link(socket.socket(fileno=fds[0]), [Dial])
             task = asyncio.create_task(serve(worker, warm))
             tasks.add(task)
@@ -93,7 +136,7 @@ async def _probe_for_ever(hold: Hold, context: ssl.SSLContext, supervisor: Link[
                 f"no answer from {hold.tunnel.host}:{hold.tunnel.port} in {hold.probe_limit_ms / 1000:g} s"
             )
             supervisor.send(Evidence("", 0, broken=False, wrong_peer=False, words=words))
-        except (PeerBroken, OSError, EOFError) as error:
+        except Exception as error:  # whatever a gateway does to it, the probe goes on
             supervisor.send(Evidence("", 0, broken=True, wrong_peer=False, words=_in_words(error)))
             await asyncio.sleep(pause_s)
 
@@ -128,18 +171,22 @@ async def _probe_connection(hold: Hold, context: ssl.SSLContext, supervisor: Lin
 
 
 async def _status(reader: asyncio.StreamReader) -> int:
-    """The status of one answer without a body."""
+    """The status of one answer without a body, or with a short one."""
     head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
-    words = head[0].split()
-    if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+    status = re.match(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: |$)", head[0])
+    if not status:
         raise PeerBroken("the gateway's answer to the probe is not HTTP")
-    if any(line.lower().startswith(b"transfer-encoding:") for line in head):
-        raise PeerBroken("the gateway's answer to the probe has a body of unknown length")
+    length = b"0"
     for line in head[1:]:
         name, _, value = line.partition(b":")
-        if name.strip().lower() == b"content-length" and value.strip().isdigit():
-            await reader.readexactly(min(int(value), 65536))
-    return int(words[1])
+        if name.strip().lower() == b"transfer-encoding":
+            raise PeerBroken("the gateway's answer to the probe has a body of unknown length")
+        if name.strip().lower() == b"content-length":
+            length = value.strip()
+    if not re.fullmatch(rb"[0-9]{1,4}", length):
+        raise PeerBroken("the gateway's answer to the probe is too long")
+    await reader.readexactly(int(length))
+    return int(status[1])
 
 
 async def _until_next(reader: asyncio.StreamReader, pause_s: float) -> None:
@@ -155,10 +202,18 @@ async def _until_next(reader: asyncio.StreamReader, pause_s: float) -> None:
 
 def _in_words(error: Exception) -> str:
     """One line for an error of the connection; TLS alerts name what the gateway minds."""
-    if isinstance(error, asyncio.IncompleteReadError):
-        return "the gateway closed the connection"
-    if isinstance(error, ssl.SSLError):
-        return f"the gateway refused this client ({(error.reason or str(error)).lower().replace('_', ' ')})"
-    if isinstance(error, OSError) and not isinstance(error, PeerBroken):
-        return f"the connection to the gateway broke: {error.strerror or error}"
-    return str(error)
+    match error:
+        case PeerBroken():
+            return str(error)
+        case asyncio.IncompleteReadError():
+            return "the gateway closed the connection"
+        case asyncio.LimitOverrunError():
+            return "the gateway's answer to the probe is too long"
+        case ssl.SSLError():
+            reason = (error.reason or str(error)).lower().replace("_", " ")
+            if "alert" in reason:
+                return f"the gateway refused this client ({reason})"
+            return f"what the gateway says is not TLS 1.3 ({reason})"
+        case OSError():
+            return f"the connection to the gateway broke: {error.strerror or error}"
+    return f"the probe failed: {error!r:.200}"
