@@ -36,12 +36,20 @@ class NotAdmitted(Exception):
 
 
 def admit(
-    site: Site, user: User, message: Enter, fds: Sequence[int], taken: Container[str], *, structural: bool
+    site: Site,
+    user: User,
+    pid: int,
+    message: Enter,
+    fds: Sequence[int],
+    taken: Container[str],
+    *,
+    structural: bool,
 ) -> tuple[Bubble, tuple[str, ...]]:
     """The bubble of a user, and the policy's groups of that user in its zone. Raises NotAdmitted.
 
-    `fds` are the bubble's user and network namespace. A bubble that names what it was under an earlier
-    daemon keeps that name, and with it the names that it was told, if it is the same user's and not `taken`.
+    `pid` is the process that asks, by the kernel's word; `fds` are the bubble's user and network namespace. A
+    bubble that names what it was under an earlier daemon keeps that name, and with it the names that it was
+    told, if it is the same user's and not `taken`.
     """
     if message.zone not in site.zones:
         raise NotAdmitted(f'there is no zone "{message.zone}" here; there is {", ".join(sorted(site.zones))}')
@@ -50,9 +58,9 @@ def admit(
     if groups is None:
         people = f"the people of {site.file} say who may"
         raise NotAdmitted(f'{login} may not enter zone "{message.zone}"; {people}')
-    if len(fds) != 2 or namespaces.is_own_network(fds[1]):
-        raise NotAdmitted("a bubble must bring a network namespace of its own")
     try:
+        if len(fds) != 2 or namespaces.is_own_network(fds[1]):
+            raise NotAdmitted("a bubble must bring a network namespace of its own")
         if namespaces.owner_uid(fds[1]) != uid:
             raise NotAdmitted("that network namespace belongs to another user")
     except OSError as error:
@@ -61,7 +69,7 @@ def admit(
     if not _BUBBLE.fullmatch(name) or not name.startswith(f"{uid}-") or name in taken:
         name = f"{uid}-{os.urandom(6).hex()}"
     enforcement = "structural" if structural and not message.cooperative else "cooperative"
-    bubble = Bubble(name, message.zone, login, uid, message.pid, enforcement, (fds[0], fds[1]))
+    bubble = Bubble(name, message.zone, login, uid, pid, enforcement, (fds[0], fds[1]))
     return bubble, groups
 
 

@@ -76,10 +76,10 @@ class Daemon:
     next_step_at: float = 0.0  # a new attempt without a link; the end of patience while unanswered
     answered: bool = False
 
-    def present(self, pid: int, fds: Sequence[int]) -> Entered:
+    def present(self, fds: Sequence[int]) -> Entered:
         """Show the bubble's namespaces to the daemon; RunError or LinkBroken if it is not served."""
         self.link = connect(self.sockets)
-        ipc.send(self.link, Enter(self.zone, self.bubble, self.cooperative, pid), fds)
+        ipc.send(self.link, Enter(self.zone, self.bubble, self.cooperative), fds)
         answer, _ = ipc.receive(self.link, ANSWERS)
         if isinstance(answer, Denied):
             raise RunError(answer.reason)
@@ -87,14 +87,14 @@ class Daemon:
         self.link.setblocking(False)
         return answer
 
-    def look(self, pid: int, fds: Sequence[int], now: float) -> None:
+    def look(self, fds: Sequence[int], now: float) -> None:
         """Without a daemon, present the bubble to a new one; give up one that does not answer."""
         if self.answered or now < self.next_step_at:
             return
         self.lost(now)
         try:
             self.link = connect(self.sockets, 0)
-            ipc.send(self.link, Enter(self.zone, self.bubble, self.cooperative, pid), fds)
+            ipc.send(self.link, Enter(self.zone, self.bubble, self.cooperative), fds)
         except (RunError, ipc.LinkBroken, OSError):
             self.lost(now)
         else:
@@ -151,7 +151,7 @@ def run(view: bubble.View, sockets: Sequence[Path]) -> int:
         fds = _made(ours)
         undo.callback(ipc.close_all, fds)
         try:
-            daemon.present(pid, fds)
+            daemon.present(fds)
         except ipc.LinkBroken as error:
             raise RunError(f"the daemon went away: {error}") from error
         ours.send(b"go")
@@ -254,7 +254,7 @@ class _Company:
     def _tick(self, fds: Sequence[int], now: float) -> None:
         self._stdio.take_terminal()
         if self._kill_at is None:
-            self._daemon.look(self._pid, fds, now)
+            self._daemon.look(fds, now)
         elif now >= self._kill_at:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 

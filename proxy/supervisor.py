@@ -307,7 +307,7 @@ class Supervisor:
         try:
             user = await asyncio.to_thread(identity, peer.uid)  # while it is asked, leases go on
             bubble, groups = admit(
-                self.loaded.site, user, message, fds, self.bubbles, structural=self.structural
+                self.loaded.site, user, peer.pid, message, fds, self.bubbles, structural=self.structural
             )
         except NotAdmitted as error:
             peer.link.send(Denied(str(error)))

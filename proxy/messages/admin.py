@@ -40,7 +40,6 @@ class Enter:
     zone: str
     again: str
     cooperative: bool
-    pid: int
 
 
 @dataclass(frozen=True, slots=True)
