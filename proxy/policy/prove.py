@@ -174,6 +174,7 @@ class Prover:
             if escaped is None:
                 continue
             witness = self.witness(escaped, first.verdict)
+            self.witness(_other_request(escaped), second.verdict)
             names = f"{_way(first)} and {_way(second)}"
             message = (
                 f"one connection could take two ways, {names}; only block may depend on the request: "
@@ -220,6 +221,12 @@ def _asks(box: Box) -> bool:
 
 def _shift(box: Box) -> Box:
     return {_SECOND + name if name in REQUEST_ATTRIBUTES else name: mask for name, mask in box.items()}
+
+
+def _other_request(box: Box) -> Box:
+    """The same connection with its other request."""
+    connection = {name: mask for name, mask in box.items() if name not in REQUEST_ATTRIBUTES}
+    return {name.removeprefix(_SECOND): mask for name, mask in connection.items()}
 
 
 def _shift_piece(piece: Piece) -> Piece:
