@@ -21,7 +21,7 @@ from proxy.addresses import inner, parse_host, special
     ],
 )  # fmt: skip
 def test_what_two_programs_could_read_in_two_ways_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="write|label|host bits|characters|end in a number"):
+    with pytest.raises(ValueError, match=r"write|label|host bits|characters|end in a number"):
         parse_host(text)
 
 
