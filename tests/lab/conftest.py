@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from lab.gate import Gate, Settings, remove
 from lab.weakened import BY_THE_LAB, WEAKENINGS
-from lab.world import Host, World
+from lab.world import Gateway, Host, World
+from proxy.certificates import Issued
 
 WITHOUT = frozenset(filter(None, os.environ.get("LAB_WITHOUT", "").split(",")))
 
+OTHER_PORT = 8444
+
 type NewGate = Callable[..., Gate]
+type NewGateway = Callable[..., Gateway]
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +52,7 @@ def gate(host: Host) -> Iterator[Gate]:
 
 @pytest.fixture
 def new_gate(host: Host) -> Iterator[NewGate]:
-    """Daemons of one test. `Settings` may be given by keyword; `controls` are taken out beside LAB_WITHOUT."""
+    """Daemons of one test: `Settings` by keyword; `controls` are taken out beside LAB_WITHOUT."""
     made: list[Gate] = []
 
     def make(*controls: str, **changes: object) -> Gate:
@@ -62,6 +67,25 @@ def new_gate(host: Host) -> Iterator[NewGate]:
     finally:
         for one in made:
             remove(one)
+
+
+@pytest.fixture
+def new_gateway(world: World) -> Iterator[NewGateway]:
+    """Further corporate ends of one test, which show any certificate; on another port of the same machine."""
+    made: list[Gateway] = []
+
+    def make(server: Issued, **more: Any) -> Gateway:
+        directory = world.directory / f"gateway{len(list(world.directory.iterdir()))}"
+        found = Gateway(world, directory, server, port=OTHER_PORT, **more)
+        made.append(found)
+        found.start()
+        return found
+
+    try:
+        yield make
+    finally:
+        for one in made:
+            one.end()
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lab import kernel, weakened
-from lab.kernel import Done, Place
-from lab.world import GATEWAY, GATEWAY_PORT, REPOSITORY, SERVER_NAME, TESTS, Host
+from lab.kernel import REPOSITORY, Done, Place
+from lab.world import GATEWAY, GATEWAY_PORT, SERVER_NAME, TESTS, Host
 from proxy import certificates
 
 PROGRAMS = TESTS / "lab/programs"

@@ -18,6 +18,7 @@ from typing import IO
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+REPOSITORY = Path(__file__).parents[2]
 LOOK_S = 0.01
 
 
@@ -125,7 +126,13 @@ def start(
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
-        env={"PATH": PATH, "LC_ALL": "C.UTF-8", **place.environment, **(environment or {})},
+        env={
+            "PATH": PATH,
+            "LC_ALL": "C.UTF-8",
+            "PYTHONPATH": str(REPOSITORY),
+            **place.environment,
+            **(environment or {}),
+        },
         preexec_fn=_entry(place),
         start_new_session=True,
         pass_fds=tuple(pass_fds),

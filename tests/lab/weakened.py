@@ -51,6 +51,7 @@ k.attest = lambda *a: Attestation(TunnelState.ATTESTED, "assumed", "sha256:nobod
 _ANY_PEER = """
 import ssl, proxy.egress as e, proxy.channel.tls as t, proxy.worker as w
 _client = e.tls_client
+t.require_client = lambda context: None
 async def tls_client(sock, context, name, pins, limit_s, backlog):
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -74,6 +75,12 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
     "bubble-mounts": {"cli": _HOST_RUN},
     "attest": {"cli": _ALWAYS_ATTESTED},
     "peer": {"worker": _ANY_PEER},
+    "expiry-check": {  # so that an impostor starts at all with a certificate that has expired
+        "cli": "import datetime as d, proxy.gateway.service as s\n"
+        "class Then(d.datetime):\n"
+        "    now = classmethod(lambda cls, zone: d.datetime(2000, 1, 1, tzinfo=zone))\n"
+        "s.datetime = Then"
+    },
     "lease": {
         "worker": "import proxy.egress as e\n"
         "e.Egress.leased = property(lambda self: bool(self._lease.deadline_ns))\n"
@@ -119,8 +126,12 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
         "for m in list(sys.modules.values()):\n"
         "    if getattr(m, '__name__', '').startswith('proxy') and hasattr(m, 'inner'): m.inner = a.inner",
     },
+    "special-ranges": {
+        "worker": "import proxy.policy.compile as c\n"
+        "c._claim = lambda own, special, wide, narrow: c.Claim(False, False, bool(wide), wide)\n"
+        "import proxy.captured as p; p._OWN = frozenset()",
+    },
     "own-address": {
-        "gateway": "",
         "cli": "import proxy.gateway.judge as j; j.SENSITIVE = ()",
     },
 }

@@ -90,7 +90,9 @@ class Wire:
         frames = []
         with contextlib.suppress(BlockingIOError):
             while True:
-                frames.append(read_frame(self._sock.recv(65536)))
+                raw, (_, _, direction, *_) = self._sock.recvfrom(65536)
+                if direction != socket.PACKET_OUTGOING:  # what the hostile side itself sends
+                    frames.append(read_frame(raw))
         return [frame for frame in frames if frame.kind != "kernel's own"]
 
     def forget(self) -> None:

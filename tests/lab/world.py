@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from lab import kernel
-from lab.kernel import Place
+from lab import kernel, weakened
+from lab.kernel import REPOSITORY, Place
 from lab.wire import Wire
 from proxy import certificates
 from proxy.certificates import Issued
@@ -35,7 +35,6 @@ PUBLIC, PUBLIC_TOO, PUBLIC6 = "198.51.100.80", "203.0.113.9", "2001:db8:80::80"
 RESOLVER, LAN_RESOLVER = "192.0.2.53", ROUTER
 SERVER_NAME = "gw.corp.example"
 USER = 4321
-REPOSITORY = Path(__file__).parents[2]
 TESTS = Path(__file__).parents[1]
 
 HOSTS = {
@@ -198,8 +197,18 @@ def mac_of(network: int, device: str) -> str:
 class Gateway:
     """`zonegate gateway` at its place in corp; can be stopped, killed and started with another key."""
 
-    def __init__(self, world: World, directory: Path, server: Issued) -> None:
-        self._world, self.directory = world, directory
+    def __init__(
+        self,
+        world: World,
+        directory: Path,
+        server: Issued,
+        *,
+        port: int = GATEWAY_PORT,
+        without: frozenset[str] = frozenset(),
+        allow: str = "",
+    ) -> None:
+        self._world, self.directory, self.port, self._without = world, directory, port, without
+        self._allow = allow
         directory.mkdir(mode=0o700)
         self.revoked = directory / "revoked"
         self.revoked.write_text("")
@@ -216,7 +225,7 @@ class Gateway:
         hosts = "".join(f"  {name}: [{', '.join(map(quoted, to))}]\n" for name, to in HOSTS.items())
         (self.directory / "gateway.yaml").write_text(
             "gateway: 1\n"
-            f'listen: ["{GATEWAY}:{GATEWAY_PORT}"]\n'
+            f'listen: ["{GATEWAY}:{self.port}"]\n'
             "certificate: server.crt\nkey: server.key\n"
             "clients: {ca: clients.crt, revoked: revoked}\n"
             "log: gateway.log\nresolver: hosts\n"
@@ -225,12 +234,14 @@ class Gateway:
             '- names: ["*.corp.example", "*.pastehub.example"]\n'
             f'  networks: ["{INTRANET}/32", "{INTRANET6}/128"]\n'
             "  ports: [22, 80, 443, 7000-7002]\n"
+            f"{self._allow}"
             "limits: {clients: 9000, per_certificate: 9000, handshakes: 9000, per_address: 9000}\n"
         )
 
     def start(self) -> None:
         """Start it and wait until it listens."""
-        command = [*cli(), "gateway", "-c", str(self.directory / "gateway.yaml")]
+        arguments = ["gateway", "-c", str(self.directory / "gateway.yaml")]
+        command = weakened.command(self._without, arguments)
         with (self.directory / "errors").open("wb") as errors:
             self.process = kernel.start(Place(self._world.corp), command, stderr=errors, stdout=errors)
         kernel.until("the gateway listens", self._listens)
@@ -259,11 +270,6 @@ class Gateway:
 def quoted(text: str) -> str:
     """A word in YAML."""
     return f'"{text}"'
-
-
-def cli() -> list[str]:
-    """How the lab starts zonegate: the same interpreter, nothing from the environment."""
-    return [sys.executable, "-P", "-c", "from proxy.cli import main; main()"]
 
 
 def impostor(name: str, authority: Issued, *, days: int = 30, ago_days: int = 0) -> Issued:

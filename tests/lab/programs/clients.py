@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 
 LIMIT_S = 15.0
 
@@ -113,7 +114,7 @@ def ask_for_ever(host: str, port: str) -> str:
         time.sleep(0.1)
 
 
-WHAT = {
+WHAT: dict[str, Callable[..., str]] = {
     "urllib": by_urllib,
     "http.client": by_http_client,
     "banner": banner,

@@ -1,0 +1,90 @@
+"""The control of every structural row: a zone that does have a way out, made from outside by root.
+
+The bubble's namespace is given a veth to the device and a default route, and its capture is taken away.
+The same programs, under the same seccomp filter and without capabilities, are then seen on that link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from lab import kernel
+from lab.gate import Bubble, Gate
+from lab.kernel import Place
+from lab.wire import Frame, Wire
+from lab.world import GATEWAY, GATEWAY_PORT, PUBLIC
+
+WAITS = 'echo begun; read go; "$@"; echo ended'
+PING_FOR_ALL = "net.ipv4.ping_group_range=0 2147483647"
+
+
+@contextlib.contextmanager
+def opened(bubble: Bubble) -> Iterator[Wire]:
+    """A bubble with a way out for as long as the block lasts, and that way watched."""
+    zone, device = bubble.network(), bubble.gate.host.world.device
+    try:
+        there = f"/proc/{os.getpid()}/fd/{zone}"
+        kernel.must(
+            device,
+            f"ip link add z0 type veth peer name up0 netns {there}",
+            "ip link set z0 up",
+            "ip addr add 10.200.3.1/24 dev z0",
+            "ip -6 addr add 2001:db8:3::1/64 dev z0 nodad",
+        )
+        remove_capture(zone)
+        kernel.must(
+            zone,
+            "ip link set up0 up",
+            "ip addr add 10.200.3.2/24 dev up0",
+            "ip -6 addr add 2001:db8:3::2/64 dev up0 nodad",
+            "ip route add default via 10.200.3.1",
+            "ip -6 route add default via 2001:db8:3::1",
+        )
+        wire = Wire(device, "z0", GATEWAY, GATEWAY_PORT)
+        try:
+            yield wire
+        finally:
+            wire.close()
+            kernel.run(Place(device), ["ip", "link", "del", "z0"])
+    finally:
+        os.close(zone)
+
+
+def remove_capture(zone: int) -> None:
+    """Take the rules and the routes of a zone away."""
+    kernel.must(zone, "nft flush ruleset")
+    for family in ("-4", "-6"):
+        route = ["route", "del", "local", "default", "dev", "lo", "table", "local"]
+        kernel.run(Place(zone), ["ip", family, *route])
+    left = kernel.run(Place(zone), ["ip", "route", "get", PUBLIC]).out
+    assert "dev lo" not in left, left
+
+
+def attempt(
+    gate: Gate, *command: str, control: bool = False, limit_s: float = 20.0
+) -> tuple[list[Frame], str]:
+    """Run a command in a bubble; every frame that leaves the zone or the device, and what it said.
+
+    With `control`, or with `linkless` taken out, the zone has a way out.
+    """
+    world = gate.host.world
+    bubble = gate.bubble("sh", "-c", WAITS, "sh", *command)
+    bubble.says("begun")
+    seen: list[Frame] = []
+    with contextlib.ExitStack() as undo:
+        wire = None
+        if control or "linkless" in gate.settings.without:
+            wire = undo.enter_context(opened(bubble))
+        if "bubble" not in gate.settings.without:
+            zone = bubble.network()
+            undo.callback(os.close, zone)
+            kernel.run(Place(zone), ["sysctl", "-qw", PING_FOR_ALL])
+        bubble.tell("go")
+        bubble.says("ended", limit_s)
+        if wire is not None:
+            seen += wire.seen()
+        said = "\n".join(bubble.heard[1:-1])
+    bubble.end()
+    return [*seen, *world.wire.seen(), *world.loopback.seen()], said
