@@ -49,6 +49,8 @@ class Policy:
         self.model = model
         self.hash = sha256(text).hexdigest()
         self._tables = compile_model(model, own)
+        direct = [rule.match.zone for rule in self._tables.rules if rule.verdict is Verdict.DIRECT]
+        self._direct_zones = {zone for zones in direct for zone in (zones or model.zones)}
 
     @property
     def name(self) -> str:
@@ -109,17 +111,13 @@ class Policy:
         for tunnel in candidates or (None,):
             judgement = self.judge(flow, tunnel, trace=trace)
             if judgement.verdict is Verdict.TUNNEL or (
-                judgement.verdict is None and not self._may_go_direct(flow.zone)
+                judgement.verdict is None and flow.zone not in self._direct_zones
             ):
                 judgement = _through(tunnel, judgement)
             if judgement.verdict is not Verdict.BLOCK:
                 return Decision(judgement.verdict, judgement, tunnel)
             refused.append(Decision(Verdict.BLOCK, judgement, tunnel))
         return max(refused, key=_tells)
-
-    def _may_go_direct(self, zone: str) -> bool:
-        rules = (rule for rule in self._tables.rules if rule.verdict is Verdict.DIRECT)
-        return any(rule.match.zone is None or zone in rule.match.zone for rule in rules)
 
     def next_edge(self, at: datetime) -> datetime | None:
         """The next instant at which a window opens or closes or a rule expires; None if never."""

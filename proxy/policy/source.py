@@ -20,6 +20,9 @@ MAX_DEPTH = 20
 MAX_NODES = 150_000
 MAX_PROBLEMS = 100
 
+# Names of the module, since these are looked up for every word of a file.
+_ScalarEvent, _SequenceEnd, _MappingEnd = yaml.ScalarEvent, yaml.SequenceEndEvent, yaml.MappingEndEvent
+
 # C0 and C1 controls but tab and line feed; the line breaks that only YAML 1.1 knows (NEL, LS, PS); and
 # the characters that make text look other than it is (Unicode TR 36, "Trojan Source" CVE-2021-42574).
 _FORBIDDEN = re.compile(
@@ -208,12 +211,14 @@ class _Composer:
         return Where(self.filename, mark.line + 1, mark.column + 1)
 
     def _node(self, event: yaml.Event, depth: int) -> Node:
-        at = self._where(event)
+        mark = event.start_mark
+        assert mark is not None  # every event of the parser carries its place
+        at = Where(self.filename, mark.line + 1, mark.column + 1)
         self._nodes += 1
         if self._nodes > MAX_NODES:
             self.refuse(at, f"more than {MAX_NODES} values; split the file")
             raise Refused
-        if isinstance(event, yaml.ScalarEvent):
+        if isinstance(event, _ScalarEvent):
             if event.anchor or event.tag:
                 self._check_properties(event, at)
             if event.style == '"':
@@ -231,14 +236,14 @@ class _Composer:
 
     def _seq(self, at: Where, depth: int) -> Seq:
         items = []
-        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+        while not isinstance(event := self._next(), _SequenceEnd):
             items.append(self._node(event, depth + 1))
         return Seq(tuple(items), at)
 
     def _map(self, at: Where, depth: int) -> Map:
         entries: list[tuple[Scalar, Node]] = []
         first: dict[str, int] = {}
-        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+        while not isinstance(event := self._next(), _MappingEnd):
             key = self._node(event, depth + 1)
             value = self._node(self._next(), depth + 1)
             if not isinstance(key, Scalar):

@@ -115,6 +115,17 @@ def test_junit_carries_what_decided(suite: Path) -> None:
     assert '<property name="policy_decided_by" value="code"' in text and "policy_hash" in text
 
 
+def test_the_difference_to_a_revision_is_told_at_the_end(suite: Path) -> None:
+    git = ["git", "-C", str(suite), "-c", "user.name=a", "-c", "user.email=a@b.test"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    (suite / "tiny.policy.yaml").write_text(POLICY.replace(", method: GET", ""))
+    code, out = run(suite, "--policy-diff=HEAD")
+    assert code == 0, out
+    assert "since HEAD:" in out and "looser: yes, 1 of 1 changes" in out
+    assert "+ block by default -> tunnel by code" in out
+
+
 def test_a_foreign_suite_is_left_alone(tmp_path: Path) -> None:
     """Its own `*.test.yaml` is not collected, nothing is printed, and hardly anything is imported."""
     (tmp_path / "other.test.yaml").write_text("stages:\n  - name: not ours\n")
