@@ -6,6 +6,7 @@ are reset before anything else happens in the process.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class OpenFlow:
 
 
 class FlowTable:
-    """Open flows, bounded in all and for each bubble."""
+    """Open flows. Whoever adds one has asked before whether there is room."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -41,23 +42,39 @@ class FlowTable:
 
     def add(self, flow: OpenFlow) -> None:
         """Register a flow before its first byte is carried."""
-        self._open.add(flow)
-        self._of_bubble[flow.bubble] += 1
+        if flow not in self._open:
+            self._open.add(flow)
+            self._of_bubble[flow.bubble] += 1
 
     def remove(self, flow: OpenFlow) -> None:
         """Forget a flow that has ended."""
         if flow in self._open:
             self._open.remove(flow)
             self._of_bubble[flow.bubble] -= 1
+            if not self._of_bubble[flow.bubble]:
+                del self._of_bubble[flow.bubble]
 
     def of_bubble(self, bubble: str) -> int:
         """How many flows a bubble has open."""
         return self._of_bubble[bubble]
 
     def cut(self, lost: Callable[[OpenFlow], bool], because: str) -> int:
-        """Reset every flow that is `lost`; returns how many were."""
-        cut = [flow for flow in self._open if lost(flow)]
+        """Reset every flow that is `lost`; returns how many were.
+
+        One that cannot be judged is lost, and one that cannot be reset keeps no other open. What was cut
+        before keeps its reason and is not counted again.
+        """
+        cut = [flow for flow in self._open if not flow.cut_because and _is_so(lost, flow)]
         for flow in cut:
             flow.cut_because = because
-            flow.reset()
+        for flow in cut:
+            with contextlib.suppress(Exception):
+                flow.reset()
         return len(cut)
+
+
+def _is_so(lost: Callable[[OpenFlow], bool], flow: OpenFlow) -> bool:
+    try:
+        return lost(flow)
+    except Exception:
+        return True

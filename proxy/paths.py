@@ -17,20 +17,25 @@ def run_directory(uid: int, environment: Mapping[str, str]) -> Path:
     """Where a daemon of this user keeps its socket: gone at the next boot."""
     if uid == 0:
         return SYSTEM_RUN
-    runtime = environment.get("XDG_RUNTIME_DIR", "")
-    return Path(runtime) / "zonegate" if runtime else Path(f"/tmp/zonegate-{uid}")
+    runtime = _named(environment, "XDG_RUNTIME_DIR")
+    return runtime / "zonegate" if runtime else Path(f"/tmp/zonegate-{uid}")
 
 
 def state_directory(uid: int, environment: Mapping[str, str]) -> Path:
     """Where a daemon of this user keeps what outlives it: names, audit."""
     if uid == 0:
         return SYSTEM_STATE
-    return Path(environment.get("XDG_STATE_HOME") or _home(environment) / ".local/state") / "zonegate"
+    return (_named(environment, "XDG_STATE_HOME") or _home(environment) / ".local/state") / "zonegate"
 
 
 def zone_home(zone: str, environment: Mapping[str, str]) -> Path:
-    """The home directory that this user's programs have in a zone; kept between bubbles."""
-    data = Path(environment.get("XDG_DATA_HOME") or _home(environment) / ".local/share")
+    """The home directory that this user's programs have in a zone; kept between bubbles.
+
+    ValueError where `zone` is no name but leads elsewhere.
+    """
+    if zone in ("", ".", "..") or "/" in zone or "\0" in zone:
+        raise ValueError(f'"{zone}" is no name of a zone')
+    data = _named(environment, "XDG_DATA_HOME") or _home(environment) / ".local/share"
     return data / "zonegate" / "zones" / zone / "home"
 
 
@@ -53,8 +58,14 @@ def site_file(told: Path | None, uid: int, environment: Mapping[str, str]) -> Pa
         return here
     if uid == 0:
         return Path("/etc/zonegate/zonegate.yaml")
-    settings = Path(environment.get("XDG_CONFIG_HOME") or _home(environment) / ".config")
+    settings = _named(environment, "XDG_CONFIG_HOME") or _home(environment) / ".config"
     return settings / "zonegate" / "zonegate.yaml"
+
+
+def _named(environment: Mapping[str, str], variable: str) -> Path | None:
+    """The directory of a variable; one that is relative is to be ignored (XDG base directories)."""
+    path = Path(environment.get(variable, ""))
+    return path if path.is_absolute() else None
 
 
 def _home(environment: Mapping[str, str]) -> Path:

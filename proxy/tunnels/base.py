@@ -54,9 +54,11 @@ def attest(
         return Attestation(TunnelState.DOWN, evidence.words)
     if evidence.answered_ns > now_ns:
         return Attestation(TunnelState.DOWN, "its proof lies in the future")
+    if evidence.answered_ns and not peer:
+        return Attestation(TunnelState.DOWN, "an answer without the peer's certificate proves nothing")
     proof_at_ns = evidence.answered_ns or last.proof_at_ns
     proved = peer or last.peer
-    if not proof_at_ns or not proved:
+    if not proof_at_ns or proved not in pins:
         return Attestation(TunnelState.CONNECTING, evidence.words)
     age_ns = now_ns - proof_at_ns
     if age_ns <= MAX_AGE_NS:
