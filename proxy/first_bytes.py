@@ -14,10 +14,13 @@ from proxy.flow import Protocol
 
 MAX_BYTES = 64 * 1024  # a hello with post-quantum keys is under 2 KiB, a request head under 16 KiB
 _HTTP_ALPN = frozenset({b"http/1.0", b"http/1.1", b"h2"})
-_REQUEST = re.compile(rb"([A-Z]{3,24}) (\S{1,16384}) HTTP/1\.[01]")
-_METHOD = re.compile(rb"[A-Z]{1,24}( |$)")
+_REQUEST = re.compile(rb"([A-Z]{3,24}) ([!-~\x80-\xff]{1,16384}) HTTP/1\.[01]\r")
+_METHOD = re.compile(rb"[A-Z]{1,24}( |\Z)")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r"  # RFC 9113, section 3.4: another protocol, and honest about it
 _HANDSHAKE, _CLIENT_HELLO, _MAX_RECORD = 0x16, 1, 16384 + 256
+_MAX_RECORDS = 64  # each further byte reads the whole hello again; a hello is cut into a few at most
 _SERVER_NAME, _ALPN, _ECH = 0, 16, 0xFE0D
 
 
@@ -65,41 +68,52 @@ def _recognise(data: bytes) -> Seen | None:
 
 
 def _http(data: bytes) -> Seen | None:
-    line, found, rest = data.partition(b"\r\n")
+    line, found, rest = data.partition(b"\n")
     if not found:
         return None
-    if not _REQUEST.fullmatch(line):
+    request = _REQUEST.fullmatch(line)
+    if not request:
+        if b" HTTP/" in line and line != _HTTP2_PREFACE:
+            raise _Malformed("its request line is malformed")
         return Seen(Protocol.TCP)
-    head, found, _ = rest.partition(b"\r\n\r\n")
-    if not found and not rest.startswith(b"\r\n"):
+    # The empty line may follow at once; a server may take a line feed alone for the end of a line.
+    head, found, _ = (b"\r\n" + rest).partition(b"\r\n\r\n")
+    if _BARE_LINE_FEED.search(head):
+        raise _Malformed("its request has a malformed header field")
+    if not found:
         return None
-    hosts = [value for name, value in _fields(head) if name == b"host"]
+    fields = _fields(head[2:])
+    hosts = [_text(value) for name, value in fields if name == b"host"]
     if len(hosts) > 1:
         raise _Malformed("its request has more than one Host")
-    claimed = [_text(host) for host in hosts]
-    target = _absolute(line.split(b" ")[1])
-    if target is not None and claimed and target != claimed[0]:
+    lengths = [name for name, _ in fields if name in (b"content-length", b"transfer-encoding")]
+    if len(lengths) > 1:
+        raise _Malformed("its request gives the length of its body twice")
+    target = _target(request[1], request[2])
+    if target is not None and hosts and target.lower() != hosts[0].lower():
         raise _Malformed("its request names one host in the URI and another in Host")
-    return Seen(Protocol.HTTP, target or (claimed[0] if claimed else None))
+    return Seen(Protocol.HTTP, target if target is not None else hosts[0] if hosts else None)
 
 
 def _fields(head: bytes) -> list[tuple[bytes, bytes]]:
     fields: list[tuple[bytes, bytes]] = []
     for line in head.split(b"\r\n") if head else ():
         name, colon, value = line.partition(b":")
-        if (
-            not colon
-            or not re.fullmatch(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name)
-            or re.search(rb"[\0\r\n]", value)
-        ):
+        if not colon or not _TOKEN.fullmatch(name) or re.search(rb"[\0\r\n]", value):
             raise _Malformed("its request has a malformed header field")
         fields.append((name.lower(), value.strip(b" \t")))
     return fields
 
 
-def _absolute(target: bytes) -> str | None:
-    match = re.match(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)", target)
-    return _text(match[1]) if match else None
+def _target(method: bytes, target: bytes) -> str | None:
+    """The host that a request target names, None where it names none (RFC 9112, section 3.2)."""
+    if method == b"CONNECT":
+        return _text(target)
+    if absolute := re.match(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]+)", target):
+        return _text(absolute[1])
+    if target.startswith(b"/") or target == b"*":
+        return None
+    raise _Malformed("its request line is malformed")
 
 
 def _text(raw: bytes) -> str:
@@ -139,12 +153,17 @@ class _Bytes:
     def left(self) -> int:
         return len(self._data) - self._at
 
+    def end(self) -> None:
+        """Nothing may be left: another reader could take it for something."""
+        if self.left:
+            raise _Malformed("its ClientHello is malformed")
+
 
 def _tls(data: bytes) -> Seen | None:
     """A ClientHello, which may be cut into several records (RFC 8446, section 5.1)."""
     message = b""
     at = 0
-    while True:
+    for _ in range(_MAX_RECORDS):
         header = data[at : at + 5]
         if len(header) >= 2 and (header[0] != _HANDSHAKE or header[1] != 3):
             raise _Malformed("it begins like TLS and goes on otherwise")
@@ -161,6 +180,7 @@ def _tls(data: bytes) -> Seen | None:
         if len(data) < at + 5 + length:
             return None
         at += 5 + length
+    raise _Malformed("its ClientHello is cut into too many pieces")
 
 
 def _hello(body: bytes) -> Seen:
@@ -170,6 +190,7 @@ def _hello(body: bytes) -> Seen:
     hello.vector(2)
     hello.vector(1)
     extensions = _Bytes(hello.vector(2)) if hello.left else _Bytes(b"")
+    hello.end()
     found: dict[int, bytes] = {}
     while extensions.left:
         kind = extensions.number(2)
@@ -182,8 +203,16 @@ def _hello(body: bytes) -> Seen:
     return Seen(protocol, claimed, hidden=_ECH in found and claimed is None)
 
 
+def _only_vector(extension: bytes) -> _Bytes:
+    """An extension that is one list and nothing behind it."""
+    outer = _Bytes(extension)
+    entries = _Bytes(outer.vector(2))
+    outer.end()
+    return entries
+
+
 def _alpn(extension: bytes) -> frozenset[bytes]:
-    names = _Bytes(_Bytes(extension).vector(2))
+    names = _only_vector(extension)
     found = set()
     while names.left:
         found.add(names.vector(1))
@@ -191,7 +220,7 @@ def _alpn(extension: bytes) -> frozenset[bytes]:
 
 
 def _server_name(extension: bytes) -> str:
-    entries = _Bytes(_Bytes(extension).vector(2))
+    entries = _only_vector(extension)
     if entries.number(1) != 0:
         raise _Malformed("its server name is of an unknown kind")
     name = entries.vector(2)
