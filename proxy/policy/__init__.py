@@ -3,11 +3,14 @@
 source, reading              text to a tree of strings with places; aids to read it
 model, grammar, values       what a policy says; the table of keys; the small texts
 matching, loader             tree to model, with every problem at once
-windows, lines, dimensions   what a fact of a flow passes
-compile, residual, evaluate  model to tables; tables and a flow to a judgement
-trace, facts, examples       the way to a verdict; words to a flow; policy tests
+windows, lines, rows         time; numbers and names; tests as bits
+dimensions, compile          what a fact of a flow passes; model to tables
+evaluate, residual, trace    tables and a flow to a judgement, and the way to it
+facts, examples, coverage    words to a flow; policy tests; what they leave out
 axes, space, regions, cover  all flows, cut into classes; rules as boxes
 prove, diff, mutants, lint   questions about all flows
+telling, schemas             answers in words and as JSON; schemas for editors
+files, pytest_plugin         the two that read files; the judge knows neither
 """
 
 from __future__ import annotations

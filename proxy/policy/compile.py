@@ -25,7 +25,6 @@ from proxy.policy.dimensions import (
     Ports,
     Protocols,
     Request,
-    Row,
     Sizes,
     Transfers,
     Tunnels,
@@ -34,6 +33,7 @@ from proxy.policy.dimensions import (
     Zones,
 )
 from proxy.policy.lines import Line, Names, merged, network_bounds, point, sweep
+from proxy.policy.rows import Row
 from proxy.policy.windows import is_open, local_minute
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
-from operator import and_, or_
-from typing import Any
+from operator import or_
 from typing import Protocol as Interface
 
 from proxy.flow import NEVER, UNKNOWN, Flow, Missing, Protocol, Transfer, TunnelFact, TunnelState
 from proxy.policy.lines import Line, Names, merged, network_bounds, point, sweep
 from proxy.policy.model import MAX_SIZE, TUNNEL_STATES, Bounds, Match, To
+from proxy.policy.rows import Row, Spread, rows_by_value, spread_of
 from proxy.policy.values import canonical_path
 
 # What a tunnel's state is in the words of a policy: what is not up is down.
@@ -38,31 +37,6 @@ def may_be_http(flow: Flow) -> bool:
     return flow.protocol in HTTP
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A test to be compiled: its bit, what it matches, and whether it grants (DESIGN: names, addresses)."""
-
-    bit: int
-    match: Match
-    grants: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """What a fact without a value could still give: a set of rows for each kind of value, deduplicated."""
-
-    missing: Missing
-    values: tuple[int, ...]
-    sure: int
-    maybe: int
-
-
-def spread_of(missing: Missing, values: Iterable[int]) -> Spread:
-    """The spread over some sets of rows."""
-    found = tuple(dict.fromkeys(values))
-    return Spread(missing, found, reduce(and_, found), reduce(or_, found))
-
-
 class Always(Interface):
     """An attribute that every flow has from the start."""
 
@@ -79,19 +53,6 @@ class Later(Interface):
     def look(self, flow: Flow, tunnel: TunnelFact | None) -> int | None: ...
 
     def spread(self, flow: Flow) -> Spread: ...
-
-
-def rows_by_value(rows: Iterable[Row], attribute: str) -> tuple[int, dict[Any, int]]:
-    """The rows without a test of the attribute, and the rows (those included) that each value passes."""
-    base, found = 0, defaultdict[Any, int](int)
-    for row in rows:
-        values = getattr(row.match, attribute)
-        if values is None:
-            base |= row.bit
-        else:
-            for value in values:
-                found[value] |= row.bit
-    return base, {value: bits | base for value, bits in found.items()}
 
 
 class Zones:

@@ -29,7 +29,8 @@ from proxy.flow import (
 )
 from proxy.policy import model as m
 from proxy.policy.compile import NO_ADDRESS, Outcome, Tables
-from proxy.policy.dimensions import Later, Spread, may_be_http
+from proxy.policy.dimensions import Later, may_be_http
+from proxy.policy.rows import Spread
 
 MAX_COMBINATIONS = 4096
 _CARRIED = ("transfer", "size")

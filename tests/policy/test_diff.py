@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from random import Random
 
 import pytest
 import random_policies as random
 from test_prove import possible_flow
 
-from proxy.flow import Verdict
+from proxy.addresses import special
+from proxy.flow import NEVER, Flow, Protocol, TunnelFact, Verdict
+from proxy.policy import Policy
 from proxy.policy.diff import compare
 from proxy.policy.mutants import mutants
+from proxy.policy.space import Space
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -73,3 +78,44 @@ def test_looser_changes_come_first() -> None:
     first, *_, last = compare(old, new)
     assert (first.old, first.new, first.after.id) == (Verdict.BLOCK, Verdict.DIRECT, "b")
     assert (last.old, last.new, last.before.id) == (Verdict.DIRECT, Verdict.BLOCK, "a")
+
+
+def everywhere(policy: Policy) -> Iterator[tuple[Flow, TunnelFact | None]]:
+    """A flow for every class of the space, of addresses none and an ordinary one."""
+    space = Space([policy.model])
+    examples = {name: axis.examples for name, axis in space.axes.items()}
+    never = {name: len(examples[name]) - 1 for name in ("method", "path", "content_type")}
+    https, http, ssh = map(examples["protocol"].index, (Protocol.HTTPS, Protocol.HTTP, Protocol.SSH))
+    requests = [
+        {"method": i, "path": 0, "content_type": 0, "protocol": protocol}
+        for i, protocol in product(range(never["method"]), (https, http))
+    ]
+    requests.append({**never, "protocol": ssh})
+    plain = next(i for i, a in enumerate(examples["address"]) if a is not NEVER and not special(a))
+    free = [name for name in space.order if name not in (*never, "protocol", "address", "size")]
+    for chosen in product(*(range(len(examples[name])) for name in free)):
+        at = dict(zip(free, chosen, strict=True))
+        named = examples["name"][at["name"]] is not NEVER
+        for request, address in product(requests, (0, plain) if named else (plain,)):
+            box = {**at, **request, "address": address, "size": min(1, at["transfer"])}
+            yield space.flow({name: 1 << index for name, index in box.items()})
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_mutant_that_counts_as_equivalent_is_so_on_every_class_of_flows(seed: int) -> None:
+    rng = Random(f"exhaustive-{seed}")
+
+    def match() -> dict[str, object]:
+        values = {"group": "a", "to": "code", "protocol": "https", "method": "GET", "tunnel": "attested"}
+        return {name: values[name] for name in rng.sample(sorted(values), rng.randint(0, 2))}
+
+    keys = {"policy": 1, "name": "p", "define": random.DEFINE}
+    guards = [{"id": "g", "match": match(), "at_most": rng.choice(("block", "tunnel"))}]
+    verdicts = ("block", "tunnel", "direct")
+    rules = [{"id": f"r{i}", "match": match(), "verdict": rng.choice(verdicts)} for i in range(3)]
+    policy = random.load({**keys, "guards": guards, "rules": rules})
+    flows = list(everywhere(policy))
+    assert len(flows) > 100
+    for mutant in mutants(policy.model):
+        differs = any(policy.judge(*at).verdict is not mutant.policy.judge(*at).verdict for at in flows)
+        assert differs == bool(compare(policy, mutant.policy)), mutant.what
