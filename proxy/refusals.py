@@ -14,19 +14,23 @@ from proxy.flow import Refusal
 TLS_ALERT = bytes.fromhex("15 03 03 00 02 02 31")
 _REQUEST = re.compile(rb"[A-Z]{3,24} \S+ HTTP/1\.[01]\r?\n")
 _PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Blocked by the gate</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
 <style>
-body {{ font: 1rem/1.6 system-ui, sans-serif; max-width: 36rem; margin: 12vh auto; padding: 0 1.25rem }}
-body {{ color: #222 }}
-h1 {{ font-size: 1.5rem; margin: 0 0 1rem }}
-dt {{ color: #666; font-size: .875rem }} dd {{ margin: 0 0 .75rem; overflow-wrap: anywhere }}
-@media (prefers-color-scheme: dark) {{ body {{ background: #181818; color: #ddd }} dt {{ color: #999 }} }}
+:root {{ color-scheme: light dark; --back: #f5f5f4; --card: #fff; --text: #1c1917; --faint: #6b6560 }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --back: #171614; --card: #211f1d; --text: #e7e5e4; --faint: #a19c98 }}
+}}
+body {{ margin: 0; padding: 8vh 1rem; background: var(--back); color: var(--text);
+  font: 1rem/1.55 system-ui, sans-serif }}
+main {{ max-width: 34rem; margin: auto; padding: 1.75rem; background: var(--card);
+  border-top: 4px solid #b45309; border-radius: 6px }}
+h1 {{ margin: 0 0 1.25rem; font-size: 1.375rem; line-height: 1.3 }}
+dl {{ margin: 0 }} dt {{ color: var(--faint); font-size: .875rem }}
+dd {{ margin: 0 0 .9rem; overflow-wrap: anywhere }} dd:last-child {{ margin: 0 }}
 </style>
-<h1>{title}</h1>
-<dl><dt>Destination</dt><dd>{destination}</dd>
-<dt>Reason</dt><dd>{because}</dd>
-{cure}<dt>Reference</dt><dd>{reference}</dd></dl>
+<main><h1>{title}</h1>
+<dl>{rows}</dl></main>
 </html>
 """
 
@@ -45,17 +49,25 @@ def _http(refusal: Refusal, first: bytes, destination: str, reference: str) -> b
     reason = _one_line(str(refusal.because))
     if b"text/html" in first.lower():
         kind = "text/html; charset=utf-8"
-        cure = f"<dt>What to do</dt><dd>{html.escape(refusal.cure)}</dd>\n" if refusal.cure else ""
+        because = refusal.because
+        rows = {
+            "Destination": destination,
+            "Reason": because.text or str(because),
+            "What to do": refusal.cure,
+            "Decided by": f"{because.origin} {because.id}",
+            "Reference": reference,
+        }
         body = _PAGE.format(
             title="The tunnel is not up" if refusal.tunnel else "The gate does not let this through",
-            destination=html.escape(destination),
-            because=html.escape(reason),
-            cure=cure,
-            reference=html.escape(reference),
+            rows="\n".join(
+                f"<dt>{name}</dt><dd>{html.escape(_one_line(text))}</dd>"
+                for name, text in rows.items()
+                if text
+            ),
         )
     else:
         kind = "text/plain; charset=utf-8"
-        body = f"zonegate: {destination} is {_one_line(str(refusal))} [{reference}]\n"
+        body = _one_line(f"zonegate: {destination} is {refusal} [{reference}]") + "\n"
     content = body.encode()
     head = (
         f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(content)}\r\n"
