@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from proxy.addresses import parse_host
 from proxy.flow import IPAddress
 from proxy.policy.reading import Reading, did_you_mean
-from proxy.policy.source import Node, Scalar
+from proxy.policy.source import Map, Node, Scalar
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _PIN = re.compile(r"sha256:[A-Za-z0-9+/]{43}=")
 _PERSON = re.compile(r"[@]?[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\$?|#[0-9]{1,10}|\*")
+_GATEWAY = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]+)):([0-9]{1,5})")
 MAX_FLOWS, MAX_NAMES = 16_384, 4_096
 
 type _ReadNamed[T] = Callable[[str, Node], T | None]
@@ -78,8 +80,10 @@ class Site:
     max_names: int
 
     def may_enter(self, zone: str, uid: int, login: str, groups: Sequence[str]) -> tuple[str, ...] | None:
-        """The policy's groups of a user in a zone, None where no row lets that user in."""
-        names = {login, f"#{uid}", "*", *(f"@{group}" for group in groups)}
+        """The policy's groups of a user, from every row that fits; None where none lets that user in."""
+        names = {f"#{uid}", "*", *(f"@{group}" for group in groups)}
+        if login[:1] not in ("#", "@", "*"):  # a directory service may know the strangest names
+            names.add(login)
         rows = [person for person in self.people if person.who in names]
         if not any(zone in person.zones for person in rows):
             return None
@@ -109,9 +113,11 @@ class _Reader:
         if "zonegate" in top:
             reading.choice(top["zonegate"], "the version of the site file", ("1",))
         tunnels = self._named(top.get("tunnels"), "tunnel", self._tunnel)
-        zones = self._named(top.get("zones"), "zone", lambda name, node: self._zone(name, node, tunnels))
+        known = self._names(top.get("tunnels"))
+        zones = self._named(top.get("zones"), "zone", lambda name, node: self._zone(name, node, known))
+        known_zones = self._names(top.get("zones"))
         people = [
-            self._person(key.text, node, zones)
+            self._person(key.text, node, known_zones)
             for key, node in (reading.entries(top["people"], "people") if "people" in top else ())
             if self._is_person(key)
         ]
@@ -142,6 +148,11 @@ class _Reader:
                 found[key.text] = one
         return found
 
+    @staticmethod
+    def _names(node: Node | None) -> list[str]:
+        """Every name of a map; one whose value is wrong has been told of, and is not unknown as well."""
+        return [key.text for key, _ in node.entries] if isinstance(node, Map) else []
+
     def _tunnel(self, name: str, node: Node) -> Tunnel | None:
         reading, what = self._reading, f'tunnel "{name}"'
         keys = reading.mapping(node, what, _TUNNEL, ("kind", "gateway", "ca", "pins", "certificate", "key"))
@@ -152,14 +163,18 @@ class _Reader:
         )
         paths = [self._path(keys.get(key), f"{key} of {what}") for key in ("ca", "certificate", "key")]
         pins = self._pins(keys.get("pins"), what)
-        server_name = reading.text(keys["server_name"], "server_name") if "server_name" in keys else None
+        server_name = (
+            reading.parsed(keys["server_name"], f"server_name of {what}", parse_host)
+            if "server_name" in keys
+            else None
+        )
         trusted = "judges_addresses" in keys and reading.boolean(keys["judges_addresses"], "judges_addresses")
         ca, certificate, key = paths
         if gateway is None or ca is None or certificate is None or key is None:
             return None
         host, port = gateway
         return Tunnel(
-            name, host, port, server_name or str(host), ca, pins, certificate, key, trusted or False
+            name, host, port, str(server_name or host), ca, pins, certificate, key, trusted or False
         )
 
     def _pins(self, node: Node | None, what: str) -> tuple[str, ...]:
@@ -171,7 +186,7 @@ class _Reader:
                 )
         return tuple(word.text for word in words)
 
-    def _zone(self, name: str, node: Node, tunnels: Mapping[str, Tunnel]) -> Zone | None:
+    def _zone(self, name: str, node: Node, tunnels: Collection[str]) -> Zone | None:
         reading, what = self._reading, f'zone "{name}"'
         keys = reading.mapping(node, what, ("tunnels", "audit"), ("tunnels",))
         listed = self._listed(keys.get("tunnels"), what, "tunnel", tunnels)
@@ -186,7 +201,7 @@ class _Reader:
         self._reading.problem(key, f'"{key.text}" is nobody; write a login name, "#uid", "@group" or "*"')
         return False
 
-    def _person(self, who: str, node: Node, zones: Mapping[str, Zone]) -> Person | None:
+    def _person(self, who: str, node: Node, zones: Collection[str]) -> Person | None:
         reading, what = self._reading, f'person "{who}"'
         keys = reading.mapping(node, what, ("zones", "groups"), ("zones",))
         listed = self._listed(keys.get("zones"), what, "zone", zones)
@@ -212,7 +227,12 @@ class _Reader:
 
 def _gateway(text: str) -> tuple[str | IPAddress, int]:
     """`host:port`, the host a name or an address (IPv6 in brackets)."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f'"{text}" needs a port; write host:port, such as gw.corp.example:8443')
-    return parse_host(host.removeprefix("[").removesuffix("]") if host.startswith("[") else host), int(port)
+    found = _GATEWAY.fullmatch(text)
+    if not found or not 0 < int(found[3]) < 65536:
+        raise ValueError(f'"{text}" needs a host and a port; write host:port, such as gw.corp.example:8443')
+    if found[2] is not None:
+        return parse_host(found[2]), int(found[3])
+    host = parse_host(found[1])
+    if not isinstance(host, IPv6Address):
+        raise ValueError(f'"{text}" has brackets around what is no IPv6 address; write host:port')
+    return host, int(found[3])
