@@ -104,9 +104,10 @@ class Egress:
     # -- dialling ----------------------------------------------------------------------------------
 
     def connect_holder(self, link: Link[Dialled]) -> None:
-        """Use a new link to the tunnel's holder."""
+        """Use a new link to the tunnel's holder. Who waited for the last one is not served by this one."""
         if self._link is not None:
             self._link.close()
+            self._fail_all()
         self._link = link
 
     async def hear_holder(self) -> None:
@@ -120,8 +121,7 @@ class Egress:
         except ipc.LinkBroken:
             if self._link is link:
                 self._link = None
-                while self._waiting:
-                    self._fail("the tunnel's holder is gone")
+                self._fail_all()
 
     def _deliver(self, answer: Dialled, fds: list[int]) -> None:
         for fd in fds:
@@ -144,6 +144,10 @@ class Egress:
                 waiter.set_exception(DialFailed(words))
                 return
 
+    def _fail_all(self) -> None:
+        while self._waiting:
+            self._fail("the tunnel's holder is gone")
+
     async def _socket(self) -> socket.socket:
         if self._link is None or self._link.closed:
             raise DialFailed("the tunnel's holder is not there")
@@ -153,12 +157,12 @@ class Egress:
         try:
             async with asyncio.timeout(SOCKET_LIMIT_S):
                 return await waiter
-        except TimeoutError as error:
-            raise DialFailed(f"the tunnel's holder gave no socket in {SOCKET_LIMIT_S:g} s") from error
-        except asyncio.CancelledError:
+        except (TimeoutError, asyncio.CancelledError) as error:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                waiter.result().close()
-            raise
+                waiter.result().close()  # it came in the moment in which nobody wanted it any more
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise DialFailed(f"the tunnel's holder gave no socket in {SOCKET_LIMIT_S:g} s") from error
 
     async def dial(self, host: str | IPAddress, port: int) -> TlsChannel:
         """A channel to a destination behind the gateway; DialFailed in the user's words."""
