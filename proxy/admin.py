@@ -21,6 +21,7 @@ from proxy.messages.admin import TO_SUPERVISOR, Denied, ToSupervisor
 
 BACKLOG = 128
 MAX_PEERS = 1024
+LINGER_S = 2.0
 
 
 class AdminError(Exception):
@@ -81,12 +82,22 @@ class AdminSocket:
             reason = _stranger(pid, uid)
             if reason:
                 link.send(Denied(reason))
+                await _until_gone(link)
                 return
             await self._serve(Peer(link, pid, uid, gid))
         except ipc.LinkBroken:
             return
         finally:
             link.close()
+
+
+async def _until_gone(link: Link[ToSupervisor]) -> None:
+    """Let a peer read its refusal: closing over a question that was not read would reset the link first."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while True:
+                _, fds = await link.receive()
+                ipc.close_all(fds)
 
 
 def _stranger(pid: int, uid: int) -> str:

@@ -142,7 +142,7 @@ class Gate:
     def status(self) -> dict[str, Any]:
         """`zonegate status --json`."""
         done = self.call("status", "--json")
-        assert done.code in (0, 1), done.err
+        assert done.code in (0, 1), f"{done.err} {self.said()[-2000:]}"
         found: dict[str, Any] = json.loads(done.out)
         return found
 

@@ -7,7 +7,6 @@ import ctypes
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -239,29 +238,3 @@ def signal_all(pids: Sequence[int], number: int) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-
-
-def unix_listener(path: Path, uid: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
-    """A Unix socket of a pretended host service; whether somebody spoke to it is asked by `was_called`."""
-    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
-    path.unlink(missing_ok=True)
-    sock.bind(str(path))
-    path.chmod(0o666)
-    os.chown(path, uid, uid)
-    if kind == socket.SOCK_STREAM:
-        sock.listen(64)
-    return sock
-
-
-def was_called(sock: socket.socket) -> bool:
-    """Whether anybody has connected (or sent) since it was last asked."""
-    called = False
-    while True:
-        try:
-            if sock.type & 0xF == socket.SOCK_STREAM:
-                sock.accept()[0].close()
-            else:
-                sock.recv(65536)
-        except BlockingIOError:
-            return called
-        called = True

@@ -63,12 +63,51 @@ async def tls_client(sock, context, name, pins, limit_s, backlog):
 e.tls_client = tls_client
 """
 
+# A compromised worker: what it tries with the sockets that it was given, and how it asks for names. It says
+# on standard error what came of it, as the errno of each attempt.
+_AIM = """
+import ctypes, errno, socket, struct, sys
+import proxy.captured as c, proxy.egress as e
+libc = ctypes.CDLL(None, use_errno=True)
+def outcome(fd, address):
+    result = libc.connect(fd, address, 16)
+    return "OK" if result == 0 else errno.errorcode[ctypes.get_errno()]
+def aim(kind, sock):
+    first = outcome(sock.fileno(), struct.pack("H14x", 0))
+    there = struct.pack("=H", 2) + struct.pack("!H4s8x", 80, socket.inet_aton("198.51.100.80"))
+    second = outcome(sock.fileno(), there)
+    print(f"aimed {kind} {first} {second}", file=sys.stderr, flush=True)
+_socket, _serve = e.Egress._socket, c.Captured._serve
+async def dialled(self):
+    sock = await _socket(self)
+    aim("dialled", sock)
+    return sock
+async def serve(self, sock):
+    port = sock.getsockname()[1]
+    if port == 7001: aim("accepted", sock)
+    if port == 7000: aim("listening", self._listeners[0])
+    await _serve(self, sock)
+e.Egress._socket, c.Captured._serve = dialled, serve
+"""
+_ASK_NAMES = """
+import socket, sys, proxy.captured as c
+_serve = c.Captured._serve
+async def serve(self, sock):
+    try: said = socket.getaddrinfo("asked-by-a-worker.example", 80)[0][4][0]
+    except Exception as error: said = repr(error)
+    print(f"asked {said}", file=sys.stderr, flush=True)
+    await _serve(self, sock)
+c.Captured._serve = serve
+"""
+ATTACKS: Mapping[str, Mapping[str, str]] = {"aim": {"worker": _AIM}, "ask-names": {"worker": _ASK_NAMES}}
+
 # name -> (module -> code run in that process before its main). "cli" is the command itself.
 WEAKENINGS: Mapping[str, Mapping[str, str]] = {
     "worker-filter": {
         "cli": _NO_FILTER.format(name="worker_filter"),
         "worker": "import proxy.worker as w; w.is_sealed = lambda: True",
     },
+    "worker-filter-alone": {"cli": _NO_FILTER.format(name="worker_filter")},
     "worker-mounts": {"cli": _WORKER_SEES_RUN},
     "worker-network": {"cli": _WORKER_IN_HOST_NETWORK},
     "bubble-filter": {"cli": _NO_FILTER.format(name="bubble_filter")},
@@ -140,16 +179,17 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
 def command(without: Collection[str], arguments: Sequence[str]) -> list[str]:
     """A zonegate command line; as it is where nothing is taken out."""
     names = sorted(set(without) - BY_THE_LAB)
-    unknown = [name for name in names if name not in WEAKENINGS]
+    unknown = [name for name in names if name not in {*WEAKENINGS, *ATTACKS}]
     assert not unknown, f"no defence is called {unknown}; there are {sorted({*WEAKENINGS, *BY_THE_LAB})}"
     if not names:
         return [sys.executable, "-P", "-c", "from proxy.cli import main; main()", *arguments]
     return [sys.executable, "-P", str(Path(__file__)), ",".join(names), *arguments]
 
 
-def code_for(module: str, names: Sequence[str]) -> str:
-    """What is run in a process of a module before it begins."""
-    return "\n".join(WEAKENINGS[name].get(module, "") for name in names)
+def code_for(module: str, names: Sequence[str]) -> list[str]:
+    """What is run in a process of a module before it begins; each piece by itself."""
+    rows = {**WEAKENINGS, **ATTACKS}
+    return [rows[name][module] for name in names if module in rows[name]]
 
 
 def apply(names: Sequence[str]) -> None:
@@ -162,11 +202,13 @@ def apply(names: Sequence[str]) -> None:
         told = python_command(module, *arguments, bare=bare)
         at = told.index("-c") + 1
         before, after = told[at].split("from proxy.", 1)
-        told[at] = f"{before}exec({code_for(module, names)!r}, {{}}); from proxy.{after}"
+        weaken = f"[exec(code, {{}}) for code in {code_for(module, names)!r}]"
+        told[at] = f"{before}{weaken}; from proxy.{after}"
         return told
 
     sandbox.python_command = weak_command
-    exec(code_for("cli", names), {})
+    for code in code_for("cli", names):
+        exec(code, {})
 
 
 def main() -> None:
