@@ -116,11 +116,11 @@ async def connected(egress: Egress, holder: Holder) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def leased(
-    site: Site, directory: Path, *, pins: tuple[str, ...] | None = None, **end: str
+    site: Site, directory: Path, *, pins: tuple[str, ...] | None = None
 ) -> AsyncIterator[Leased]:
     """A tunnel whose lease has just begun, to a gateway that allows loopback."""
     clock = Clock()
-    async with corporate_end(site, directory, **end) as gateway:
+    async with corporate_end(site, directory) as gateway:
         pinned = (site.server.pin,) if pins is None else pins
         port = gateway.address[1]
         egress = Egress(setup("hq", pinned, port), site.for_client(), Backlog(), clock)
