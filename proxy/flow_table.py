@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from proxy.flow import Flow
@@ -58,13 +58,20 @@ class FlowTable:
         """How many flows a bubble has open."""
         return self._of_bubble[bubble]
 
-    def cut(self, lost: Callable[[OpenFlow], bool], because: str) -> int:
-        """Reset every flow that is `lost`; returns how many were.
+    def open_flows(self) -> tuple[OpenFlow, ...]:
+        """Those that are open now."""
+        return tuple(self._open)
+
+    def cut(
+        self, lost: Callable[[OpenFlow], bool], because: str, among: Iterable[OpenFlow] | None = None
+    ) -> int:
+        """Reset every open flow that is `lost`, or of those `among`; returns how many were.
 
         One that cannot be judged is lost, and one that cannot be reset keeps no other open. What was cut
         before keeps its reason and is not counted again.
         """
-        cut = [flow for flow in self._open if not flow.cut_because and _is_so(lost, flow)]
+        candidates = self._open if among is None else self._open.intersection(among)
+        cut = [flow for flow in candidates if not flow.cut_because and _is_so(lost, flow)]
         for flow in cut:
             flow.cut_because = because
         for flow in cut:

@@ -15,11 +15,13 @@ import os
 import resource
 import socket
 import ssl
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_network
+from itertools import batched
 from pathlib import Path
 from typing import assert_never
 
@@ -60,6 +62,8 @@ from proxy.passage import Passage, Visitor
 from proxy.policy import Policy, Problems, load
 
 REPORT_EVERY_S = 1.0
+SWITCH_S = 0.0002
+JUDGED_PER_TURN = 128  # well under 5 ms
 SECRETS = Path("/secrets")
 OWN_NETWORKS = (
     allocator.POOL_V4,
@@ -92,6 +96,24 @@ def is_sealed() -> bool:
             continue
         return False
     return True
+
+
+async def load_beside(text: bytes, file: str) -> Policy:
+    """A policy, compiled in a thread while the loop goes on. Raises Problems.
+
+    The interpreter is told to change threads soon, and to collect no garbage meanwhile: a collection runs to
+    its end before anything else does.
+    """
+    interval_s = sys.getswitchinterval()
+    collects = gc.isenabled()
+    sys.setswitchinterval(SWITCH_S)
+    gc.disable()
+    try:
+        return await asyncio.to_thread(load, text, file, OWN_NETWORKS)
+    finally:
+        sys.setswitchinterval(interval_s)
+        if collects:
+            gc.enable()
 
 
 def boot_ns() -> int:
@@ -134,6 +156,7 @@ class Worker:
         self._bubbles: dict[str, Captured] = {}
         self._asking = Asking(link.send)
         self._edge: asyncio.TimerHandle | None = None
+        self._policies = 0
 
     async def work(self) -> None:
         """Until the supervisor is gone."""
@@ -166,7 +189,7 @@ class Worker:
             case Door():
                 self._connect_holder(self._egresses[message.tunnel], fds[0])
             case NewPolicy():
-                self._replace_policy(ipc.read_file(fds[0]), message.policy_file)
+                self._start(self._replace_policy(ipc.read_file(fds[0]), message.policy_file))
             case NewSegment():
                 if isinstance(self._records, Segment):
                     self._records.replace(fds[0])
@@ -249,23 +272,35 @@ class Worker:
 
     # -- policy ------------------------------------------------------------------------------------
 
-    def _replace_policy(self, text: bytes, file: str) -> None:
-        """Swap the policy and cut what it would not admit. A text that does not load changes nothing."""
+    async def _replace_policy(self, text: bytes, file: str) -> None:
+        """Swap the policy and cut what it would not admit. A text that does not load changes nothing.
+
+        It is compiled beside the loop, so that flows go on meanwhile; of two, the later one stays.
+        """
+        self._policies += 1
+        number = self._policies
         try:
-            policy: Policy = load(text, file, OWN_NETWORKS)
+            policy = await load_beside(text, file)
         except Problems:
             return
-        self._gate.policy = policy
-        self._judge_again("the policy was replaced")
-        self._await_edge()
+        if number == self._policies:
+            self._gate.policy = policy
+            self._await_edge()
+            await self._judge_again("the policy was replaced")
 
-    def _judge_again(self, because: str) -> None:
+    async def _judge_again(self, because: str) -> None:
+        """Cut every open flow that would not be admitted now, some at a time: others go on meanwhile.
+
+        A flow that opens meanwhile was judged by the policy in force, or is judged again when it opens.
+        """
         now = _now()
 
         def lost(flow: OpenFlow) -> bool:
             return not self._gate.admits_still(flow.flow, flow.tunnel, now)
 
-        self._table.cut(lost, because)
+        for some in batched(self._table.open_flows(), JUDGED_PER_TURN):
+            self._table.cut(lost, because, some)
+            await asyncio.sleep(0)
 
     def _await_edge(self) -> None:
         """Judge open flows again when a time window opens or closes."""
@@ -279,7 +314,7 @@ class Worker:
             self._edge = asyncio.get_running_loop().call_later(pause_s, self._at_edge)
 
     def _at_edge(self) -> None:
-        self._judge_again("its time is over")
+        self._start(self._judge_again("its time is over"))
         self._await_edge()
 
     # -- reports -----------------------------------------------------------------------------------
