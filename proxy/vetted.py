@@ -78,14 +78,14 @@ class Vetted:
 
 def vetted_client(client: Channel, entry: OpenFlow) -> Channel:
     """What a client whose protocol nobody waited for says first must not disprove what it was taken for."""
+    expected = entry.flow.protocol
+    if expected in SERVER_FIRST:
+        return _held(client, entry, "client")
 
     def vet(data: bytes, ended: bool) -> bool:
         seen = first_bytes.recognise(data)
         if seen is None:
             return ended
-        expected = entry.flow.protocol
-        if expected in SERVER_FIRST and seen.protocol is not expected:
-            _disprove(entry, f"its port means {expected}, and its client speaks {seen.protocol}")
         if seen.malformed and isinstance(expected, Missing):
             return True  # admitted as any TCP: what only looks like TLS or HTTP claims no name
         if (refusal := disagreement(entry.flow, seen)) is not None:
@@ -97,17 +97,20 @@ def vetted_client(client: Channel, entry: OpenFlow) -> Channel:
 
 def vetted_upstream(upstream: Channel, entry: OpenFlow) -> Channel:
     """A destination that speaks first is held to its protocol too."""
+    return _held(upstream, entry, "server") if entry.flow.protocol in SERVER_FIRST else upstream
+
+
+def _held(channel: Channel, entry: OpenFlow, side: str) -> Channel:
+    """Not a byte passes but what the flow's protocol begins with, also when there is no more of it."""
     expected = entry.flow.protocol
-    if not isinstance(expected, Protocol) or expected not in SERVER_FIRST:
-        return upstream
-    prefix = SERVER_FIRST[expected]
+    prefix = SERVER_FIRST[expected] if isinstance(expected, Protocol) else b""
 
     def vet(data: bytes, ended: bool) -> bool:
         if data[: len(prefix)] != prefix[: len(data)]:
-            _disprove(entry, f"its port means {expected}, and its server speaks otherwise")
+            _disprove(entry, f"its port means {expected}, and its {side} speaks otherwise")
         return ended or len(data) >= len(prefix)
 
-    return Vetted(upstream, vet)
+    return Vetted(channel, vet)
 
 
 def _disprove(entry: OpenFlow, because: str) -> None:
