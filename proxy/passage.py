@@ -144,6 +144,7 @@ class Passage:
         try:
             self.records.verdict(record)
         except AuditUnwritable as error:
+            self.tallies.refused += 1
             return gate_refusal("no-record", f"nothing can be recorded: {error}", "make room on the disk")
         egress = admission.egress
         host = flow.name if isinstance(flow.name, str) else _known(flow.address)
@@ -208,8 +209,10 @@ class Passage:
             self._table.remove(entry)
 
     def _is_admitted(self, entry: OpenFlow, admission: Admission) -> bool:
-        same_policy = admission.policy is self._gate.policy
-        return same_policy or self._gate.admits_still(entry.flow, entry.tunnel, self._now())
+        """Whether the judgement holds still: neither the policy nor a window of time has changed."""
+        now, edge = self._now(), admission.policy.next_edge(entry.flow.at)
+        same = admission.policy is self._gate.policy and (edge is None or now < edge)
+        return same or self._gate.admits_still(entry.flow, entry.tunnel, now)
 
     # -- a refused flow ----------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from corporate_end import CorporateEnd, corporate_end
+from corporate_end import ALLOW_LOOPBACK, CorporateEnd, corporate_end
 from loopback import Site
 
 from proxy import ipc
@@ -25,6 +25,7 @@ from proxy.link import Link
 from proxy.messages.holding import Dial, Dialled, TunnelSetup
 from proxy.messages.worker import Lease
 
+ALLOW = f"{ALLOW_LOOPBACK}\n  - {{networks: [127.0.0.0/8], ports: [1-65535]}}"
 SECOND_NS = 1_000_000_000
 
 
@@ -120,7 +121,7 @@ async def leased(
 ) -> AsyncIterator[Leased]:
     """A tunnel whose lease has just begun, to a gateway that allows loopback."""
     clock = Clock()
-    async with corporate_end(site, directory) as gateway:
+    async with corporate_end(site, directory, allow=ALLOW) as gateway:
         pinned = (site.server.pin,) if pins is None else pins
         port = gateway.address[1]
         egress = Egress(setup("hq", pinned, port), site.for_client(), Backlog(), clock)
