@@ -57,19 +57,23 @@ class _Pump:
             return self.target.fd, selectors.EVENT_WRITE
         return None if self._at_end else (self.source.fd, selectors.EVENT_READ)
 
-    def advance(self) -> None:
-        """Move what can be moved now; OSError when the target takes nothing any more."""
+    def advance(self) -> bool:
+        """Move what can be moved now; whether anything was. OSError when the target takes no more."""
+        moved = False
         if not self.pending:
             try:
                 self.pending = self.source.read()
             except BlockingIOError:
-                return
+                return False
             except OSError:
                 pass  # EIO: the last program has left the pty, or the terminal is gone
             self._at_end = not self.pending
+            moved = True
         if self.pending:
             with contextlib.suppress(BlockingIOError):
                 self.pending = self.pending[self.target.write(self.pending) :]
+                moved = True
+        return moved
 
     def close(self) -> None:
         self.source.close()
@@ -205,24 +209,28 @@ class Stdio:
             self._advance(key.data)
 
     def drain(self) -> bool:
-        """After the program's end: move what it wrote last; whether some of it still waits to be taken."""
-        assert self._selector is not None
+        """After the program's end: move what it wrote last; whether some of it still waits to be taken.
+
+        Each source is read, not asked: a pty hands on what was written a moment later, in a work queue, and
+        epoll knows nothing of it until then; a read waits for that queue.
+        """
         if self._input is not None:
             self._end(self._input)
-        while ready := self._selector.select(0):
-            for key, _ in ready:
-                self._advance(key.data)
+        for pump in list(self._pumps):
+            while pump in self._pumps and self._advance(pump):
+                pass
         return any(pump.pending for pump in self._pumps)
 
-    def _advance(self, pump: _Pump) -> None:
+    def _advance(self, pump: _Pump) -> bool:
         try:
-            pump.advance()
+            moved = pump.advance()
         except OSError:
             self._end(pump)
             if pump is self._output and self._input is not None:
                 self._end(self._input)  # with the last master closed, the program's terminal hangs up
-        else:
-            self._watch(pump)
+            return False
+        self._watch(pump)
+        return moved
 
     def _watch(self, pump: _Pump) -> None:
         """Wait for what the pump waits for."""
