@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import time
 from collections.abc import Iterable
@@ -54,19 +55,12 @@ def end(bubbles: Iterable[Remaining]) -> None:
             signal.pidfd_send_signal(waiting[-1], signal.SIGTERM)
     until = time.monotonic() + GRACE_S
     for pidfd in waiting:
-        while time.monotonic() < until and _alive(pidfd):
-            time.sleep(0.02)
+        ended = select.poll()
+        ended.register(pidfd, select.POLLIN)
+        ended.poll(max(0.0, until - time.monotonic()) * 1000)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
-
-
-def _alive(pidfd: int) -> bool:
-    try:
-        signal.pidfd_send_signal(pidfd, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _started(pid: int) -> str:

@@ -94,24 +94,28 @@ def _zones(site: Site, policy: Policy) -> list[str]:
 
 
 def _tunnel_files(tunnel: Tunnel) -> TunnelFiles:
-    key = _read(tunnel.key, f'key of tunnel "{tunnel.name}"')
-    mode = tunnel.key.stat().st_mode
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise SiteError(f"{tunnel.key} can be read by others; make it yours alone: chmod 600 {tunnel.key}")
     return TunnelFiles(
         _read(tunnel.ca, f'ca of tunnel "{tunnel.name}"'),
         _read(tunnel.certificate, f'certificate of tunnel "{tunnel.name}"'),
-        Secret(key),
+        Secret(_read(tunnel.key, f'key of tunnel "{tunnel.name}"', secret=True)),
     )
 
 
-def _read(path: Path, what: str) -> bytes:
-    """A regular file of reasonable size; a device or a pipe as a configuration is a mistake or an attack."""
+def _read(path: Path, what: str, *, secret: bool = False) -> bytes:
+    """A regular file of reasonable size; a device or a pipe as a configuration is a mistake or an attack.
+
+    A secret must be ours alone; what is looked at is the open file, whatever its name means later.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
                 raise SiteError(f"{path}: the {what} is not a regular file")
+            if secret and found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise SiteError(f"{path} can be read by others; make it yours alone: chmod 600 {path}")
+            if secret and found.st_uid not in (0, os.geteuid()):
+                raise SiteError(f"{path} belongs to another user; make it yours: chown $USER {path}")
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise SiteError(f"{path}: the {what} cannot be read: {error.strerror}") from error
