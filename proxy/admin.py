@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from proxy.link import Link
 from proxy.messages.admin import TO_SUPERVISOR, Denied, ToSupervisor
 
 BACKLOG = 128
-MAX_PEERS = 1024
+MAX_PEERS, MAX_PEERS_OF_USER = 1024, 256
+PAUSE_S = 0.1
 LINGER_S = 2.0
 
 
@@ -44,6 +46,7 @@ class AdminSocket:
     def __init__(self, path: Path, serve: Callable[[Peer], Awaitable[None]]) -> None:
         self._path, self._serve = path, serve
         self._tasks: set[asyncio.Task[None]] = set()
+        self._of_user: Counter[int] = Counter()
         self._sock = _listen(path)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._sock, self._accept)
@@ -66,7 +69,11 @@ class AdminSocket:
     def _accept(self) -> None:
         try:
             sock, _ = self._sock.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError:  # no descriptor or memory left: let others end first
+            self._loop.remove_reader(self._sock)
+            self._loop.call_later(PAUSE_S, self._resume)
             return
         if len(self._tasks) >= MAX_PEERS:
             sock.close()
@@ -75,11 +82,18 @@ class AdminSocket:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _resume(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._loop.add_reader(self._sock, self._accept)
+
     async def _welcome(self, sock: socket.socket) -> None:
         pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         link: Link[ToSupervisor] = Link(sock, TO_SUPERVISOR)
+        self._of_user[uid] += 1
         try:
             reason = _stranger(pid, uid)
+            if not reason and self._of_user[uid] > MAX_PEERS_OF_USER:
+                reason = "you have too many bubbles and commands here already; end some"
             if reason:
                 link.send(Denied(reason))
                 await _until_gone(link)
@@ -88,6 +102,7 @@ class AdminSocket:
         except ipc.LinkBroken:
             return
         finally:
+            self._of_user[uid] -= 1
             link.close()
 
 
