@@ -63,6 +63,7 @@ from proxy.policy import Policy, Problems, load
 
 REPORT_EVERY_S = 1.0
 SWITCH_S = 0.0002
+OTHER_DESCRIPTORS = 1024
 JUDGED_PER_TURN = 128  # well under 5 ms
 SECRETS = Path("/secrets")
 OWN_NETWORKS = (
@@ -146,12 +147,14 @@ class Worker:
             self._connect_holder(egress, tunnel_fds[at * 4 + 3])
         policy = load(ipc.read_file(policy_fd), configure.policy_file, OWN_NETWORKS)
         self._gate = Gate(policy, tuple(self._egresses.values()))
-        self._table = FlowTable(configure.max_flows)
+        self._most = min(configure.max_flows, _flows_that_fit())
+        self._table = FlowTable(self._most)
         if configure.counted_only:
             os.close(segment_fd)
             self._records: Segment | Tally = Tally()
         else:
             self._records = Segment(segment_fd, max_bytes=configure.segment_bytes)
+        self._segments = 0
         self._passage = Passage(self._gate, self._table, self._records, _now, _numbers())
         self._bubbles: dict[str, Captured] = {}
         self._asking = Asking(link.send)
@@ -193,6 +196,7 @@ class Worker:
             case NewSegment():
                 if isinstance(self._records, Segment):
                     self._records.replace(fds[0])
+                    self._segments += 1
             case NoSegment():
                 if isinstance(self._records, Segment):
                     self._records.bar(message.reason)
@@ -245,7 +249,7 @@ class Worker:
             self._passage,
             self._new_flow,
             self._backlog,
-            self._configure.max_flows,
+            self._most,
             self._has_room,
         )
         self._link.send(Serving(message.bubble))
@@ -257,7 +261,7 @@ class Worker:
             self._table.cut(lambda flow: flow.bubble == bubble, "the bubble ended")
 
     def _has_room(self) -> bool:
-        return sum(map(len, self._bubbles.values())) < self._configure.max_flows
+        return sum(map(len, self._bubbles.values())) < self._most
 
     def _new_flow(self, name: str | None, address: IPAddress | None, port: int) -> Flow:
         return Flow(
@@ -333,12 +337,19 @@ class Worker:
                     bytes_down=tallies.bytes_down,
                     audit_trouble=self._records.trouble,
                     policy_hash=self._gate.policy.hash,
+                    segments=self._segments,
                 )
             )
             wanted = self._records.is_full or bool(self._records.trouble)
             if wanted and not asked_for_segment:
                 self._link.send(WantSegment())
             asked_for_segment = wanted and not asked_for_segment
+
+
+def _flows_that_fit() -> int:
+    """How many flows the descriptors of this process allow: two each, and some for everything else."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, (most - OTHER_DESCRIPTORS) // 2)
 
 
 def _context(setup: TunnelSetup, ca: int, certificate: int, key: int) -> ssl.SSLContext:
