@@ -17,6 +17,7 @@ from typing import Protocol
 CHUNK_BYTES = 256 * 1024
 _SMALL_CHUNK_BYTES = 4096
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER: on, 0 s
+_FINISH_ON_CLOSE = struct.pack("ii", 0, 0)
 
 
 class Reset(ConnectionResetError):
@@ -118,6 +119,9 @@ class PlainChannel:
         self, sock: socket.socket, backlog: Backlog | None = None, read_bytes: int = CHUNK_BYTES
     ) -> None:
         sock.setblocking(False)
+        # Unless it ends well it ends by a reset, also where this process is killed: without one, half a
+        # download would look like a whole one.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         with suppress(OSError):  # not TCP. Waiting for company (RFC 896) costs 40 ms where answers are small
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
@@ -192,13 +196,13 @@ class PlainChannel:
     async def close(self) -> None:
         """See Channel."""
         if self._over is None:
+            with suppress(OSError):  # the peer may have reset it
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FINISH_ON_CLOSE)
             self._let_go(Aborted("the connection is closed"))
 
     def end(self, why: ConnectionError) -> ConnectionError:
         """Reset the connection unless it is over, because of `why`; give back why it is over."""
         if self._over is None:
-            with suppress(OSError):  # a socket that the peer has reset already need not be told
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._let_go(why)
         return self._over_again()
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -123,7 +124,8 @@ class Gate:
 
     def _listens(self) -> bool:
         assert self.process is not None and self.process.poll() is None, self.said()
-        return self.socket.exists()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            return sock.connect_ex(str(self.socket)) == 0
 
     def attested(self) -> Gate:
         """Wait until its tunnel is proved."""

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 
 from lab import kernel
-from lab.gate import Bubble, Gate
+from lab.gate import Bubble, Gate, python
 from lab.kernel import Place
 from lab.wire import Frame, Wire
 from lab.world import GATEWAY, GATEWAY_PORT, PUBLIC
@@ -88,3 +88,30 @@ def attempt(
         said = "\n".join(bubble.heard[1:-1])
     bubble.end()
     return [*seen, *world.wire.seen(), *world.loopback.seen()], said
+
+
+class Probe:
+    """A bubble that tries every way out, round after round, while something happens to the gate."""
+
+    def __init__(self, gate: Gate, *, control: bool = False) -> None:
+        self.bubble = gate.bubble(*python("canary", "loop", PUBLIC))
+        self._world = gate.host.world
+        self._undo = contextlib.ExitStack()
+        self._way_out: Wire | None = None
+        self.bubble.says("round")
+        if control or "linkless" in gate.settings.without:
+            self._way_out = self._undo.enter_context(opened(self.bubble))
+
+    def a_round(self) -> None:
+        """Wait for a whole round that began after this call."""
+        at = len(self.bubble.lines())
+        kernel.until("two rounds more", lambda: len(self.bubble.lines()) >= at + 2, 30.0)
+
+    def end(self) -> None:
+        """Nothing was seen, nowhere."""
+        seen = [*self._world.wire.seen(), *self._world.loopback.seen()]
+        if self._way_out is not None:
+            seen += self._way_out.seen()
+        self._undo.close()
+        self.bubble.end()
+        assert not seen, f"left the zone: {[str(frame) for frame in seen[:10]]}"

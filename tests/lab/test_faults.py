@@ -1,0 +1,170 @@
+"""What runs out or comes as junk: refused with a reason, remembered in status, and nobody else suffers.
+
+Row L7, row B12, floods and junk on every socket.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from lab import kernel
+from lab.conftest import NewGate
+from lab.gate import Gate, python
+
+NAME = "intranet.corp.example"
+FLOOD = 10_000
+RSS_MIB = 150.0
+RECORDS_A_PAGE = 8  # and more: a flow has two, of about 500 bytes
+
+
+def served(gate: Gate) -> bool:
+    """Whether a new request from a new bubble is good."""
+    return gate.run("curl", "-sS", "-m", "10", f"http://{NAME}/").out == "the intranet\n"
+
+
+# -- L7 ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("control", [True, False], ids=["control", "defended"])
+def test_a_full_disk(new_gate: NewGate, control: bool) -> None:
+    """L7: what cannot be recorded is denied, `status` says why, and it goes on when there is room."""
+    gate = new_gate(*(["audit"] if control else []))
+    gate.end()
+    host, state = gate.host, gate.directory / "state"
+    for words in (["rm", "-rf", str(state)], ["mkdir", str(state)]):
+        assert kernel.run(host.place, words).code == 0
+    options = f"size=256k,mode=700,uid={host.uid},gid={host.uid}"
+    mounted = kernel.run(host.root, ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(state)])
+    assert mounted.code == 0, mounted
+    try:
+        gate.start().attested()
+        assert served(gate)
+        kernel.run(host.place, ["sh", "-c", f"head -c 1M /dev/zero > {state}/filler"])
+        # The segment's last page has room for a few records more.
+        pages = [gate.run("curl", "-sS", "-m", "10", f"http://{NAME}/").out for _ in range(RECORDS_A_PAGE)]
+        if control:
+            assert set(pages) == {"the intranet\n"}, "a control must be red"
+            return
+        assert "nothing can be recorded" in pages[-1], pages
+        kernel.until("status says why", lambda: gate.status()["trouble"])
+        assert "new flows are denied" in gate.call("status").out
+        kernel.run(host.place, ["rm", f"{state}/filler"])
+        kernel.until("there is room again", lambda: served(gate))
+        kernel.until("status forgets it", lambda: not gate.status()["trouble"])
+    finally:
+        gate.end()
+        kernel.run(host.root, ["umount", str(state)])
+
+
+def test_no_descriptors_left(new_gate: NewGate) -> None:
+    """L7: a worker without descriptors serves who is there, crashes not, and serves others when they go."""
+    gate = new_gate(descriptors=256).attested()
+    worker = gate.child("worker")
+    flood = gate.bubble(*python("flood", NAME, "80", "600"))
+    flood.says("opened")
+    flood.end()
+    kernel.until("others are served", lambda: served(gate))
+    assert gate.child("worker") == worker and gate.process is not None and gate.process.poll() is None
+
+
+def test_ten_thousand_connections_opened_and_left(
+    new_gate: NewGate, record_property: Callable[[str, object], None]
+) -> None:
+    """One bubble leaves 10,000 connections open: its worker stays small, and another bubble is served."""
+    gate = new_gate().attested()
+    worker = gate.child("worker")
+    flood = gate.bubble(*python("flood", NAME, "80", str(FLOOD)))
+    assert f"opened {FLOOD}" in flood.says("opened", 60.0)
+    assert served(gate)
+    rss = kernel.rss_mib(worker)
+    record_property("rss_mib", rss)
+    assert gate.child("worker") == worker
+    assert rss < RSS_MIB, f"{rss:.0f} MiB"
+
+
+# -- junk --------------------------------------------------------------------------------------------
+
+
+def test_junk_on_the_admin_socket(new_gate: NewGate) -> None:
+    """Whoever may connect can send anything: the link is closed, the daemon goes on."""
+    gate = new_gate().attested()
+    pieces = [b"\0", b"{}", b'{"is":"Stop"}', b"[" * 50_000, b'{"is":"Ask","what":1,"parameters":2}',
+              os.urandom(4096), b'{"is":"Enter","zone":"corporate","again":"","cooperative":false}',
+              b'{"is":"Enter","zone":"x","again":"","cooperative":false,"pid":1}']  # fmt: skip
+    program = python("junk", "unix", str(gate.socket))
+    done = kernel.run(gate.host.place, program, stdin=b"\n".join(piece.hex().encode() for piece in pieces))
+    assert done.out.split().count("closed") == len(pieces), done
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        silent.connect(str(gate.socket))
+        assert served(gate), "a peer that says nothing holds nobody up"
+
+
+def test_junk_in_a_zone(new_gate: NewGate) -> None:
+    """Junk to the resolver and to ports of every protocol harms neither worker nor others."""
+    gate = new_gate().attested()
+    worker = gate.child("worker")
+    done = gate.python("junk", "zone", NAME, limit_s=60)
+    assert "done" in done.out, done
+    assert served(gate) and gate.child("worker") == worker
+    assert "ended" not in gate.said()
+
+
+# -- B12: names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("control", [True, False], ids=["control", "defended"])
+def test_an_address_of_another_bubble(new_gate: NewGate, control: bool) -> None:
+    """B12: a synthetic address means a name only in the bubble that was told it; others are reset."""
+    gate = new_gate(*(["names-of-others"] if control else [])).attested()
+    bubble = gate.bubble("sh", "-c", f"getent ahostsv4 {NAME}; echo told; sleep 1000")
+    bubble.says("told")
+    address = bubble.heard[0].split()[0]
+    done = gate.run("curl", "-sS", "-m", "5", "-H", f"Host: {NAME}", f"http://{address}/")
+    if control:
+        assert done.out == "the intranet\n", f"a control must be red: {done}"
+    else:
+        assert done.out != "the intranet\n" and "nothing in this bubble asked" in done.out + done.err, done
+
+
+FIRST_ADDRESS = f"""
+first=$(getent ahostsv4 {NAME} | head -1 | cut -d' ' -f1)
+echo told; read go
+curl -sS -m 10 -H 'Host: {NAME}' "http://$first/"
+echo done"""
+
+
+@pytest.mark.parametrize("what", ["the worker", "the daemon", "the daemon and its memory (control)"])
+def test_a_restart_between_answer_and_connect(new_gate: NewGate, what: str) -> None:
+    """B12: an address that a bubble was told means the same name when the worker or the daemon is new."""
+    control = "control" in what
+    gate = new_gate(*(["names-kept"] if control else [])).attested()
+    bubble = gate.bubble("sh", "-c", FIRST_ADDRESS)
+    bubble.says("told")
+    if what == "the worker":
+        kernel.signal_all([gate.child("worker")], signal.SIGKILL)
+    else:
+        assert gate.call("stop", "--keep-bubbles").code == 0
+        assert gate.process is not None
+        gate.process.wait(20)
+        gate.start()
+    gate.attested()
+    kernel.until("it is served again", lambda: len(gate.status()["bubbles"]) == 1 and served(gate))
+    bubble.tell("go")
+    bubble.says("done")
+    assert ("the intranet" in bubble.heard) == (not control), bubble.heard
+
+
+def test_a_quota_of_names(new_gate: NewGate) -> None:
+    """B12: a bubble that asks for more names than it may have is told so, and another one is not."""
+    control = new_gate("names-quota", limits="names: 50").attested()
+    assert "refused" not in control.python("junk", "names", "80").out, "a control must be red"
+    control.end()
+    gate = new_gate(limits="names: 50").attested()
+    bubble = gate.bubble(*python("junk", "names", "80", "stay"))
+    assert "refused after 50" in bubble.says("names")
+    assert served(gate)
