@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 from asyncio.subprocess import Process
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,8 +39,7 @@ from proxy.tunnels.keeper import Keeper
 
 READY_LIMIT_S, DOOR_LIMIT_S = 15.0, 10.0
 SEGMENT_BYTES = 16 << 20
-REPORTS_UNTIL_SEAL = 2
-QUIET_REPORT = Report(0, 0, 0, 0, 0, "", "")
+QUIET_REPORT = Report(0, 0, 0, 0, 0, "", "", 0)
 
 
 class CrewError(Exception):
@@ -92,7 +92,8 @@ class Worker:
         self._process: Process | None = None
         self._link: Link[FromWorker] | None = None
         self._segment: OpenSegment | None = None
-        self._let_go: list[tuple[int, OpenSegment]] = []
+        self._leaving: deque[OpenSegment] = deque()
+        self._left = 0
         self._served: dict[str, asyncio.Task[None]] = {}
         self._serving: dict[str, asyncio.Future[None]] = {}
 
@@ -171,15 +172,18 @@ class Worker:
         try:
             await asyncio.shield(task)
         except CrewError:
-            self._served.pop(bubble.id, None)
+            if self._served.get(bubble.id) is task:
+                del self._served[bubble.id]
             raise
 
     async def _serve(self, bubble: Bubble) -> None:
+        self._must_be_here(bubble)
         listeners = await _open_ears(bubble)
         link = self._link
         served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._serving[bubble.id] = served
         try:
+            self._must_be_here(bubble)
             if link is None or link.closed:
                 raise CrewError("its worker has just ended; try again")
             link.send(Listen(bubble.id, bubble.enforcement), listeners)
@@ -190,6 +194,11 @@ class Worker:
         finally:
             ipc.close_all(listeners)
             self._serving.pop(bubble.id, None)
+
+    def _must_be_here(self, bubble: Bubble) -> None:
+        """A bubble that has left its post has closed its namespaces: the same numbers may be another's."""
+        if self.post.bubbles.get(bubble.id) is not bubble:
+            raise CrewError("the bubble has ended")
 
     def forget(self, bubble: str) -> None:
         """A bubble has ended."""
@@ -218,7 +227,7 @@ class Worker:
         match message:
             case Report():
                 self.report = message
-                self._seal_what_was_let_go()
+                self._seal_what_was_left(message.segments)
             case Serving():
                 served = self._serving.get(message.bubble)
                 if served is not None and not served.done():
@@ -243,15 +252,14 @@ class Worker:
         os.close(following.fd)
         self._segment = following
         if before is not None:
-            self._let_go.append((REPORTS_UNTIL_SEAL, before))
+            self._leaving.append(before)
 
-    def _seal_what_was_let_go(self) -> None:
-        """A segment is sealed once the worker has surely gone on to the next: the second report after it."""
-        waiting = [(left - 1, segment) for left, segment in self._let_go]
-        self._let_go = [(left, segment) for left, segment in waiting if left]
-        for left, segment in waiting:
-            if not left:
-                self._seal(segment)
+    def _seal_what_was_left(self, gone_on: int) -> None:
+        """A segment is sealed once the worker says that it writes to the next: what it had written since
+        would look like a forgery."""
+        while self._leaving and self._left < gone_on:
+            self._left += 1
+            self._seal(self._leaving.popleft())
 
     def _seal(self, segment: OpenSegment) -> None:
         with contextlib.suppress(AuditUnwritable):  # the next daemon seals what is left over
@@ -263,9 +271,8 @@ class Worker:
             self._link.close()
         if self._process is not None:
             await children.end(self._process)
-        for _, segment in self._let_go:
-            self._seal(segment)
-        self._let_go.clear()
+        while self._leaving:
+            self._seal(self._leaving.popleft())
         if self._segment is not None:
             self._seal(self._segment)
             self._segment = None
@@ -281,7 +288,11 @@ def _dead_end() -> int:
 async def _open_ears(bubble: Bubble) -> Sequence[int]:
     """The listening sockets of a bubble's namespace, opened there by a door process."""
     ours, theirs = ipc.pair()
-    process = await children.start_module("door", theirs, *bubble.namespaces)
+    try:
+        process = await children.start_module("door", theirs, *bubble.namespaces)
+    except OSError as error:
+        ours.close()
+        raise CrewError(f"the door of the bubble cannot be started: {error.strerror}") from error
     link: Link[Opened] = Link(ours, [Opened])
     try:
         async with asyncio.timeout(DOOR_LIMIT_S):

@@ -99,7 +99,7 @@ def explain(daemon: Daemon, parameters: str, user: User) -> dict[str, Any]:
         if known := tuple(group for group in groups if group in policy.model.groups):
             own["group"] = known
         situation = make_situation(policy.model, {**facts, **own})
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         return {"error": str(error)}
     flow = situation.flow if "time" in facts else replace(situation.flow, at=datetime.now(UTC))
     decision = policy.decide(flow, situation.candidates, trace=True)

@@ -94,7 +94,12 @@ class Supervisor:
     # -- up and down -------------------------------------------------------------------------------
 
     async def up(self, undo: AsyncExitStack) -> None:
-        """Bring everything up; what was brought up is taken down by `undo`, in reverse."""
+        """Bring everything up; what was brought up is taken down by `undo`, in reverse.
+
+        The socket comes first: whoever has it is the only daemon here, and nobody is served before the end.
+        """
+        self._admin = AdminSocket(self.places.run / paths.SOCKET, self._serve)
+        undo.callback(self._admin.close)
         state = self.places.state
         try:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -110,7 +115,6 @@ class Supervisor:
             )
             self.keepers[name] = keeper = Keeper(setup, self.loaded.files[name])
             self._start(self._keep(keeper))
-        self._admin = AdminSocket(self.places.run / paths.SOCKET, self._serve)
         undo.push_async_callback(self._admin.hang_up)
         undo.callback(self._admin.close)
         loop = asyncio.get_running_loop()
@@ -190,8 +194,10 @@ class Supervisor:
             for worker in self._workers_of(keeper):
                 worker.lease(_lease(keeper, judged))
             words = f"tunnel {keeper.setup.name} is {judged.state}: {judged.words}"
-            if judged.state is not TunnelState.STALE and words != said:
-                said = words
+            # A stale tunnel's words count the seconds; that it is stale is said once.
+            what = str(judged.state) if judged.state is TunnelState.STALE else words
+            if what != said:
+                said = what
                 notify.say(words)
 
     def _workers_of(self, keeper: Keeper) -> list[Worker]:
@@ -263,9 +269,9 @@ class Supervisor:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve_again(self, worker: Worker, bubble: Bubble) -> None:
-        """Have a new worker serve a bubble that is there; the last worker's ears may still be open."""
+        """Have a new worker serve a bubble while it is there; the last worker's ears may still be open."""
         said = ""
-        while True:
+        while worker.post.bubbles.get(bubble.id) is bubble:
             try:
                 await worker.serve(bubble)
                 return

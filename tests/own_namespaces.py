@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 NOBODY = 65534
 ROOT = str(Path(__file__).parent.parent)
@@ -27,6 +29,16 @@ if {zone}:
 print(flush=True)
 {then}
 sys.stdin.read()
+"""
+
+_DO = """
+import ast, socket
+for line in sys.stdin:
+    try:
+        exec(ast.literal_eval(line))
+    except OSError as error:
+        said = type(error).__name__
+    print(repr(said), flush=True)
 """
 
 
@@ -56,3 +68,31 @@ def namespaces_of(pid: int) -> Iterator[list[int]]:
         for fd in fds:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+class Zone:
+    """A zone without a bubble around it: `do` runs a line of Python there and gives what it says."""
+
+    def __init__(self, started: subprocess.Popen[bytes], fds: list[int]) -> None:
+        self._started, self.pid, self.fds = started, started.pid, fds
+
+    def do(self, code: str) -> Any:
+        """Run code that sets `said`; gives it, or the name of the exception."""
+        assert self._started.stdin is not None and self._started.stdout is not None
+        self._started.stdin.write(repr(code).encode() + b"\n")
+        self._started.stdin.flush()
+        return ast.literal_eval(self._started.stdout.readline().decode())
+
+    def tcp(self, host: str, port: int, says: bytes = b"") -> Any:
+        """Connect, speak, and give what is heard to the end; the name of an error where there is one."""
+        return self.do(
+            f"sock = socket.create_connection(({host!r}, {port}), 20); sock.sendall({says!r})\n"
+            "said = b''\nwhile data := sock.recv(65536): said += data\nsock.close()"
+        )
+
+
+@contextlib.contextmanager
+def zone() -> Iterator[Zone]:
+    """A zone with nobody at its ears."""
+    with process(zone=True, then=_DO) as started, namespaces_of(started.pid) as fds:
+        yield Zone(started, fds)

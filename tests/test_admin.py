@@ -106,7 +106,8 @@ def test_who_asks_from_another_user_namespace_is_refused(path: Path, uid: int) -
 def test_another_user_of_the_machine_is_served_by_roots_daemon(path: Path) -> None:
     async def main() -> None:
         async with listening(path):
-            code = f"import os, socket; os.setresuid({NOBODY}, {NOBODY}, {NOBODY})\n{_ASK.format(path=str(path))}"
+            become = f"import os, socket; os.setresuid({NOBODY}, {NOBODY}, {NOBODY})\n"
+            code = become + _ASK.format(path=str(path))
             told = await asyncio.to_thread(subprocess.check_output, [sys.executable, "-I", "-S", "-c", code])
             assert f"Ask from {NOBODY}, {os.getgid()}".encode() in told
 

@@ -76,7 +76,7 @@ def test_what_is_no_name_gets_no_address(allocator: Allocator, name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "message", [WantSegment(), Report(0, 0, 0, 0, 0, "", "")], ids=lambda m: type(m).__name__
+    "message", [WantSegment(), Report(0, 0, 0, 0, 0, "", "", 0)], ids=lambda m: type(m).__name__
 )
 def test_other_messages_are_not_questions(allocator: Allocator, message: FromWorker) -> None:
     assert answer(allocator, [MINE], message) is None

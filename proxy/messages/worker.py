@@ -164,7 +164,7 @@ class WantSegment:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a worker counts, once a second."""
+    """What a worker counts, once a second. `segments` is how many NewSegment it has gone on to."""
 
     open_flows: int
     admitted: int
@@ -173,6 +173,7 @@ class Report:
     bytes_down: int
     audit_trouble: str
     policy_hash: str
+    segments: int
 
 
 FROM_WORKER = (Sealed, Serving, AskName, AskAddress, WantSegment, Report)

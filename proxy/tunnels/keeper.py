@@ -50,9 +50,10 @@ class Keeper:
         """Every judgement that differs from the one before or prolongs it, for ever."""
         try:
             while True:
-                await self._start()
-                async for judged in self._watch():
-                    yield judged
+                with contextlib.suppress(OSError):  # no process or descriptor is left: later there may be
+                    await self._start()
+                    async for judged in self._watch():
+                        yield judged
                 await self._end()
                 yield self._judge(None)
                 await asyncio.sleep(RESTART_PAUSE_S)
@@ -60,15 +61,18 @@ class Keeper:
             await self._end()
 
     async def _start(self) -> None:
+        """Raises OSError where the machine gives no process or no descriptor."""
         ours, theirs = ipc.pair()
+        self._link = link = Link[Evidence](ours, [Evidence])
         self._process = await children.start_module("holder", theirs)
-        link: Link[Evidence] = Link(ours, [Evidence])
         files = self._files
-        contents = (files.ca, files.certificate, files.key.reveal())
-        fds = [ipc.memory_file("tunnel", content) for content in contents]
-        link.send(Hold(self.setup, PROBE_EVERY_MS, PROBE_LIMIT_MS, NOBODY), fds)
-        ipc.close_all(fds)
-        self._link = link
+        fds: list[int] = []
+        try:
+            for content in (files.ca, files.certificate, files.key.reveal()):
+                fds.append(ipc.memory_file("tunnel", content))
+            link.send(Hold(self.setup, PROBE_EVERY_MS, PROBE_LIMIT_MS, NOBODY), fds)
+        finally:
+            ipc.close_all(fds)
         self.generation += 1
 
     async def _end(self) -> None:
