@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import struct
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -69,7 +70,9 @@ class Captured:
         return len(self._tasks)
 
     def close(self) -> None:
-        """Hear no more and cut what is open."""
+        """Hear no more and cut what is open. Safe to call twice."""
+        if self._closed:
+            return
         self._closed = True
         for listener in (*self._listeners, *self._name_listeners):
             self._loop.remove_reader(listener)
@@ -96,7 +99,13 @@ class Captured:
                 continue
             task = self._loop.create_task(serve(sock))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(functools.partial(self._ended, sock))
+
+    def _ended(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
+        """One that was cut before its first step has closed nothing yet."""
+        self._tasks.discard(task)
+        if sock.fileno() >= 0:
+            _reset(sock)
 
     def _resume(self, listener: socket.socket, serve: Serve) -> None:
         if not self._closed:
