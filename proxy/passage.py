@@ -24,7 +24,7 @@ from proxy.gate import TUNNEL_CURE, Admission, Gate, Wait, disagreement, gate_re
 from proxy.relay import End, relay
 from proxy.vetted import SERVER_FIRST, vetted_client, vetted_upstream
 
-FIRST_BYTES_LIMIT_S = 10.0
+FIRST_BYTES_LIMIT_S, UNKNOWN_PORT_LIMIT_S = 10.0, 0.5
 LINGER_S, LINGER_BYTES = 2.0, 1 << 20
 # Provisional protocols, by port. Where the server speaks first a flow is dialled on the port's word, and
 # both sides are held to it; for the rest nothing goes upstream before the client has proved it.
@@ -114,11 +114,13 @@ class Passage:
             return gate_refusal("undecided", "its protocol is known and its rules still wait"), flow, first
         return answer, flow, first
 
-    async def _first_bytes(self, client: PlainChannel) -> tuple[Seen, bytes]:
+    async def _first_bytes(
+        self, client: PlainChannel, limit_s: float = FIRST_BYTES_LIMIT_S
+    ) -> tuple[Seen, bytes]:
         """What the client says first, and what it proves; no bytes when it is silent too long."""
         first = b""
         try:
-            async with asyncio.timeout(FIRST_BYTES_LIMIT_S):
+            async with asyncio.timeout(limit_s):
                 while (seen := first_bytes.recognise(first)) is None:
                     more = await client.read()
                     if not more:
@@ -218,10 +220,13 @@ class Passage:
 
     async def _first_word(self, client: PlainChannel, flow: Flow) -> bytes:
         """What a client that is refused says first, where its protocol lets the refusal be read."""
-        if BY_PORT.get(flow.port) not in (Protocol.HTTP, Protocol.HTTPS, Protocol.TLS):
+        provisional = BY_PORT.get(flow.port)
+        if provisional in SERVER_FIRST:
             return b""
+        # On a port of no known protocol the client may be waiting for the server: it is not kept waiting.
+        limit_s = FIRST_BYTES_LIMIT_S if provisional else UNKNOWN_PORT_LIMIT_S
         with contextlib.suppress(ConnectionError):
-            return (await self._first_bytes(client))[1]
+            return (await self._first_bytes(client, limit_s))[1]
         return b""
 
     async def _show(

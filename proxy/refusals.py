@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 
 from proxy.flow import Refusal
 
@@ -54,7 +55,7 @@ def _http(refusal: Refusal, first: bytes, destination: str, reference: str) -> b
             "Destination": destination,
             "Reason": because.text or str(because),
             "What to do": refusal.cure,
-            "Decided by": f"{because.origin} {because.id}",
+            "Decided by": str(replace(because, text="")),
             "Reference": reference,
         }
         body = _PAGE.format(

@@ -9,11 +9,18 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-from proxy.config import Site, Tunnel, read_site
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from proxy.config import Person, Site, Tunnel, read_site
 from proxy.policy import Policy, Problems, load
+from proxy.policy.reading import did_you_mean
 
 MAX_FILE_BYTES = 4 << 20
 
@@ -65,11 +72,15 @@ def load_site(file: Path) -> Loaded:
         policy = load(policy_text, str(site.policy))
     except Problems as error:
         raise SiteError(str(error)) from error
-    problems = [*_zones(site, policy)]
+    if not site.people and os.geteuid() != 0:
+        own = Person(f"#{os.geteuid()}", tuple(site.zones), ())  # an ordinary user's daemon is that user's
+        site = replace(site, people=(own,))
+    problems = [*_zones(site, policy), *_people(site, policy)]
     files: dict[str, TunnelFiles] = {}
     for name, tunnel in site.tunnels.items():
         try:
             files[name] = _tunnel_files(tunnel)
+            problems += client_problems(tunnel, files[name], datetime.now(UTC))
         except SiteError as error:
             problems.append(str(error))
     if problems:
@@ -91,6 +102,59 @@ def _zones(site: Site, policy: Policy) -> list[str]:
                 "names at its gateway; set judges_addresses: true if that gateway is trusted to judge them"
             )
     return problems
+
+
+def _people(site: Site, policy: Policy) -> list[str]:
+    if not site.people:
+        return [f"{site.file}: nobody may enter any zone; say who may under people"]
+    known = policy.model.groups
+    return [
+        f'{site.file}: group "{group}" of "{person.who}" is not in policy {site.policy}'
+        f"{did_you_mean(group, known) or '; define it there or remove it here'}"
+        for person in site.people
+        for group in person.groups
+        if group not in known
+    ]
+
+
+def client_problems(tunnel: Tunnel, files: TunnelFiles, now: datetime) -> list[str]:
+    """What is wrong with the certificates and the key of a tunnel, a line each."""
+    what = f'of tunnel "{tunnel.name}"'
+    try:
+        x509.load_pem_x509_certificates(files.ca)
+    except ValueError:
+        return [f"{tunnel.ca}: the ca {what} holds no certificate; write a file with BEGIN CERTIFICATE"]
+    try:
+        certificate = x509.load_pem_x509_certificates(files.certificate)[0]
+    except ValueError:
+        cure = "write a file with BEGIN CERTIFICATE"
+        return [f"{tunnel.certificate}: the certificate {what} holds no certificate; {cure}"]
+    problems = []
+    if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
+        until = f"{certificate.not_valid_before_utc:%Y-%m-%d} to {certificate.not_valid_after_utc:%Y-%m-%d}"
+        problems.append(
+            f"{tunnel.certificate}: the certificate {what} is valid from {until}; issue a new one"
+        )
+    if not _is_for_clients(certificate):
+        problems.append(
+            f"{tunnel.certificate}: the certificate {what} is not for clients; "
+            "issue one with extendedKeyUsage clientAuth"
+        )
+    try:
+        key = load_pem_private_key(files.key.reveal(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return [*problems, f"{tunnel.key}: the key {what} is no private key in PEM without a password"]
+    if key.public_key() != certificate.public_key():
+        problems.append(f"{tunnel.key}: the key {what} is not the key of {tunnel.certificate}")
+    return problems
+
+
+def _is_for_clients(certificate: x509.Certificate) -> bool:
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return True
+    return ExtendedKeyUsageOID.CLIENT_AUTH in usage
 
 
 def _tunnel_files(tunnel: Tunnel) -> TunnelFiles:

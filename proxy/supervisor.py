@@ -193,7 +193,10 @@ class Supervisor:
                     worker.connect_holder(keeper.setup.name)
             for worker in self._workers_of(keeper):
                 worker.lease(_lease(keeper, judged))
-            words = f"tunnel {keeper.setup.name} is {judged.state}: {judged.words}"
+            setup = keeper.setup
+            words = f"tunnel {setup.name} ({setup.host}:{setup.port}) is {judged.state}"
+            if judged.words != judged.state:
+                words += f": {judged.words}"
             # A stale tunnel's words count the seconds; that it is stale is said once.
             what = str(judged.state) if judged.state is TunnelState.STALE else words
             if what != said:

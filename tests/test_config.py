@@ -229,6 +229,8 @@ def test_a_truncated_file_is_refused_or_lets_fewer_people_in() -> None:
             found = site(GOOD[:length])
         except Problems:
             continue
+        if not found.people:
+            continue  # nobody may enter, or the user whose daemon it is
         assert (found.zones, found.tunnels) == (whole.zones, whole.tunnels)
         assert found.people == whole.people[: len(found.people)]
 

@@ -6,11 +6,13 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from proxy import site
+from proxy.certificates import Issued, issue_client, issue_server, make_authority, write_issued
 from proxy.site import Secret, SiteError, load_site
 
 SITE = """\
@@ -34,6 +36,7 @@ policy: 1
 name: site
 define:
   zones: [corporate, lab]
+  groups: [engineering]
 guards:
   - {id: guard, match: {zone: corporate}, at_most: tunnel}
 rules:
@@ -45,13 +48,31 @@ NEEDS_ADDRESSES = "  - {id: private, match: {to: [10.0.0.0/8]}, at_most: block}\
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """The site file of a directory in which nothing is wrong."""
-    files = {"zonegate.yaml": SITE, "zone.policy.yaml": POLICY, "ca.crt": "ca", "laptop.crt": "certificate"}
-    for name, text in files.items():
+    for name, text in {"zonegate.yaml": SITE, "zone.policy.yaml": POLICY}.items():
         (tmp_path / name).write_text(text)
-    key = tmp_path / "laptop.key"
-    key.write_text("the secret")
-    key.chmod(0o600)
+    now = datetime.now(UTC)
+    authority = make_authority("site", now=now)
+    (tmp_path / "ca.crt").write_text(authority.pem)
+    write_issued(issue_client(authority, "laptop", now=now), tmp_path, "laptop")
     return tmp_path / "zonegate.yaml"
+
+
+def certificate(make: Callable[[Issued, datetime], Issued]) -> Callable[[Path], object]:
+    """Another pair of certificate and key in place of the good one."""
+
+    def change(directory: Path) -> None:
+        now = datetime.now(UTC)
+        for name in ("laptop.crt", "laptop.key"):
+            (directory / name).unlink()
+        write_issued(make(make_authority("site", now=now), now), directory, "laptop")
+
+    return change
+
+
+def of_another_pair(directory: Path) -> None:
+    now = datetime.now(UTC)
+    other = issue_client(make_authority("site", now=now), "laptop", now=now)
+    (directory / "laptop.key").write_bytes(other.key_pem)
 
 
 def test_what_is_read(file: Path) -> None:
@@ -60,13 +81,15 @@ def test_what_is_read(file: Path) -> None:
     assert found.policy.zones == ("corporate", "lab")
     assert list(found.site.tunnels) == ["hq"]
     hq = found.files["hq"]
-    assert (hq.ca, hq.certificate, hq.key.reveal()) == (b"ca", b"certificate", b"the secret")
+    read = (hq.ca, hq.certificate, hq.key.reveal())
+    assert read == tuple((file.parent / name).read_bytes() for name in ("ca.crt", "laptop.crt", "laptop.key"))
 
 
 def test_a_secret_is_not_shown(file: Path) -> None:
     found = load_site(file)
     shown = f"{found} {found.files!r} {found.files['hq'].key!s} {[found.files['hq'].key]}"
-    assert "the secret" not in shown
+    secret = (file.parent / "laptop.key").read_text().splitlines()[1]
+    assert secret not in shown and "PRIVATE KEY" not in shown
     with pytest.raises(AttributeError):
         Secret(b"x").more = 1  # type: ignore[attr-defined]  # that is what is tried
 
@@ -137,9 +160,41 @@ WRONG = [
     Wrong("a policy that is a directory", replace_by(RULES, Path.mkdir), (RULES, "directory")),
     Wrong("a certificate that is not there", remove("laptop.crt"), ("certificate of tunnel",)),
     Wrong("a ca that is not there", remove("ca.crt"), ('ca of tunnel "hq"',)),
+    Wrong(
+        "a certificate that is none",
+        lambda place: (place / "laptop.crt").write_text("none"),
+        ("laptop.crt", "holds no certificate", "BEGIN CERTIFICATE"),
+    ),
+    Wrong("a ca that is none", lambda at: (at / "ca.crt").write_text("none"), ("ca.crt", "ca of tunnel")),
+    Wrong(
+        "a key that is none",
+        lambda place: (place / KEY).write_text("none"),
+        (KEY, "no private key in PEM without a password"),
+    ),
+    Wrong("the key of another pair", of_another_pair, (KEY, "is not the key of", "laptop.crt")),
+    Wrong(
+        "a certificate that has expired",
+        certificate(lambda ca, now: issue_client(ca, "laptop", now=now - timedelta(days=500))),
+        ("laptop.crt", "is valid from", "issue a new one"),
+    ),
+    Wrong(
+        "a server's certificate",
+        certificate(lambda ca, now: issue_server(ca, ["laptop.example"], now=now)),
+        ("laptop.crt", "is not for clients", "clientAuth"),
+    ),
+    Wrong(
+        "a group that the policy does not know",
+        edit(YAML, '"*": {zones: [corporate]}', '"*": {zones: [corporate], groups: [enginering]}'),
+        ('group "enginering" of "*"', 'did you mean "engineering"?'),
+    ),
+    Wrong(
+        "nobody who may enter, by root",
+        edit(YAML, 'people:\n  "*": {zones: [corporate]}\n', ""),
+        ("nobody may enter any zone", "people"),
+    ),
     Wrong("a site file that is not there", remove(YAML), (YAML, "cannot be read")),
     Wrong("an unknown key, with its place", edit(YAML, "kind:", "kynd:"), ("zonegate.yaml:7:5", "kynd")),
-    Wrong("a fault in the policy, with its place", edit(RULES, "to:", "too:"), (f"{RULES}:8:", "too")),
+    Wrong("a fault in the policy, with its place", edit(RULES, "to:", "too:"), (f"{RULES}:9:", "too")),
     Wrong(
         "a zone that the policy does not know",
         edit(RULES, "zones: [corporate, lab]", "zones: [lab, other]\n#"),
@@ -160,7 +215,7 @@ def test_a_daemon_does_not_start_with(file: Path, case: Wrong) -> None:
         load_site(file)
     for words in case.words:
         assert words in str(refused.value)
-    assert "the secret" not in str(refused.value)
+    assert "PRIVATE KEY" not in str(refused.value)
 
 
 def test_a_zone_that_only_the_site_knows_is_named_with_those_there_are(file: Path) -> None:
@@ -214,3 +269,23 @@ def test_a_key_that_is_exchanged_after_it_was_opened_is_judged_as_it_was(
     with pytest.raises(SiteError, match="can be read by others"):
         load_site(file)
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
+
+
+def test_a_users_daemon_is_that_users_where_nobody_is_named(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(YAML, 'people:\n  "*": {zones: [corporate]}\n', "")(file.parent)
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    monkeypatch.setattr(os, "fstat", lambda fd: _of(4321, _FSTAT(fd)))
+    found = load_site(file).site
+    assert found.may_enter("corporate", 4321, "somebody", ()) == ()
+    assert found.may_enter("corporate", 4322, "another", ()) is None
+
+
+_FSTAT = os.fstat
+
+
+def _of(uid: int, found: os.stat_result) -> os.stat_result:
+    values = list(found)
+    values[stat.ST_UID] = uid
+    return os.stat_result(values)

@@ -43,6 +43,7 @@ def command(once: bool) -> None:
             with machines.up():
                 shown = [_show(step, console) for step in tell(machines)]
                 good = all(shown)
+                console.print(f"{sum(shown)} of {len(shown)} as expected")
                 if stays:
                     _stay(machines, run is not None, console)
         except DemoFailed as error:
@@ -76,7 +77,7 @@ def _stay(machines: Machines, usual: bool, console: Console) -> None:
     console.print("It is still up. In another terminal, try:")
     for line in ("run -- bash", "run -- curl http://intranet.corp.example/", "status"):
         console.print(f"    {where}{_command()} {line}")
-    console.print("Ctrl-C ends it and leaves nothing behind.")
+    console.print("Ctrl-C ends it and everything in it.")
     machines.gate.wait()
 
 

@@ -22,7 +22,7 @@ from proxy.run import RunError, run
     "--share",
     type=click.Path(exists=True, resolve_path=True, path_type=Path),
     multiple=True,
-    help="A file or directory of yours that the program may read and write.",
+    help="A file or directory of yours for the program; your home or / makes it only cooperative.",
 )
 @click.option("--share-home", is_flag=True, help="Your own home in the bubble; it is then only cooperative.")
 @click.option("--x11", is_flag=True, help="Your X11 display; its other clients can watch the program.")
@@ -60,6 +60,10 @@ def command(
         x11=x11,
         variables=dict(os.environ),
     )
+    if view.cooperative:
+        click.echo("zonegate: sharing that makes this bubble only cooperative: see --share", err=True)
+    if x11 and not os.environ.get("DISPLAY"):
+        fail("there is no DISPLAY here; --x11 needs one", 125)
     try:
         sys.exit(run(view, admin_sockets(os.getuid(), os.environ)))
     except RunError as error:

@@ -40,6 +40,9 @@ def show(found: dict[str, Any], console: Console) -> None:
     for trouble in found["trouble"]:
         console.print(Text(f"new flows are denied: {trouble}", "bold red"))
     console.print(_tunnels(found))
+    for name, tunnel in found["tunnels"].items():
+        if not tunnel["attested"]:
+            console.print(f"  {name}: {tunnel['words']}")
     if found["bubbles"]:
         console.print(_bubbles(found))
     else:
@@ -62,8 +65,8 @@ def _tunnels(found: dict[str, Any]) -> Table:
             name,
             Text(tunnel["state"], "green" if good else "bold red"),
             tunnel["gateway"],
-            tunnel["peer"][:26] + "…" if tunnel["peer"] else "",
-            f"{age:.1f} s ago" if good and age is not None else tunnel["words"],
+            tunnel["peer"][:19] + "…" if tunnel["peer"] else "",
+            f"{age:.1f} s ago" if good and age is not None else "",
         )
     return table
 

@@ -29,7 +29,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
     sock.settimeout(5)
     sock.sendto(query, ("192.0.2.53", 53))
     reply, sender = sock.recvfrom(4096)
-    print(sender[0], socket.inet_ntoa(reply[-4:]))
+    print("as if from " + sender[0] + ": " + socket.inet_ntoa(reply[-4:]))
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
     sock.settimeout(5)
     sock.connect(("192.0.2.53", 123))
@@ -114,11 +114,11 @@ def _literal(machines: Machines) -> Step:
 def _names(machines: Machines) -> Step:
     done = machines.bubble("/usr/bin/python3", "-c", _ASK)
     lines = done.stdout.splitlines()
-    answered = re.match(r"192\.0\.2\.53 198\.1[89]\.", done.stdout) is not None
+    answered = re.match(r"as if from 192\.0\.2\.53: 198\.1[89]\.", done.stdout) is not None
     return Step(
         "a DNS question to 192.0.2.53, and UDP to its port 123",
         "answered by the gate with an address of its own (198.18.0.0/15); the rest refused at once",
-        _one_line("; ".join(lines) or done.stderr),
+        f"{lines[0]}; UDP to 123: {lines[1]}" if len(lines) == 2 else _one_line(done.stdout + done.stderr),
         answered and len(lines) == 2,
     )
 
@@ -142,7 +142,7 @@ def _cut(machines: Machines) -> Iterator[Step]:
     yield Step(
         "the gateway falls silent during a download",
         f"the download is cut within {CUT_LIMIT_S:g} s",
-        f"cut after {seconds:.1f} s and {got // 1024} KiB; curl says {code}",
+        f"cut after {seconds:.1f} s and {got // 1024} KiB; curl ends with {code}",
         code != 0 and got > 0 and seconds <= CUT_LIMIT_S + 0.5,
     )
     done = machines.bubble("curl", "-sS", "-m", "10", f"http://{NAME}/")

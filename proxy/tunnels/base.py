@@ -49,7 +49,9 @@ def attest(
     if evidence.wrong_peer:
         return Attestation(TunnelState.REFUSED, evidence.words)
     if peer and peer not in pins:
-        return Attestation(TunnelState.REFUSED, f"the gateway showed {peer}, which is not pinned", peer)
+        cure = "if that is its key, put it under pins"
+        words = f"the gateway showed {peer}, which is not pinned; {cure}"
+        return Attestation(TunnelState.REFUSED, words, peer)
     if evidence.broken:
         return Attestation(TunnelState.DOWN, evidence.words)
     if evidence.answered_ns > now_ns:
