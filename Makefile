@@ -14,7 +14,7 @@ demo: setup      ## a bubble, a gate and a corporate end on this machine, with r
 	@$(BIN)/zonegate demo $(DEMO)
 
 test: setup-test lint ## everything: lint, types, import contract, all tests
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
 
 lint: setup-test ## ruff, mypy strict, the floors
 	$(BIN)/ruff check .
