@@ -103,7 +103,7 @@ def explain(daemon: Daemon, parameters: str, user: User) -> dict[str, Any]:
         return {"error": str(error)}
     flow = situation.flow if "time" in facts else replace(situation.flow, at=datetime.now(UTC))
     decision = policy.decide(flow, situation.candidates, trace=True)
-    lines = list(tell_decision(policy, flow, decision))
+    lines = list(tell_decision(policy, flow, decision, situation.candidates))
     return {"lines": lines, "decision": decision_value(flow, decision)}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from proxy.cli.errors import fail
+from proxy.cli.errors import fail, fail_at
 from proxy.cli.revisions import load_either
 from proxy.policy.cover import TooHard
 from proxy.policy.diff import compare
@@ -30,7 +30,7 @@ def command(old: str, new: str, as_json: bool, fail_looser: bool) -> None:
     try:
         changes = compare(load_either(old, _file_of(new)), load_either(new, None))
     except Problems as problems:
-        fail(problems.render())
+        fail_at(problems.render())
     except TooHard as error:
         fail(str(error))
     looser = any(change.is_looser for change in changes)

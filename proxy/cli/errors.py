@@ -13,3 +13,9 @@ def fail(text: str, code: int = 2) -> NoReturn:
     for line in text.splitlines():
         click.echo(f"zonegate: {line}", err=True)
     sys.exit(code)
+
+
+def fail_at(text: str) -> NoReturn:
+    """Print what is wrong in a file, its lines shown as they are below, and end with 2."""
+    click.echo(f"zonegate: {text}", err=True)
+    sys.exit(2)

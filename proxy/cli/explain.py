@@ -9,27 +9,39 @@ from urllib.parse import urlsplit
 import click
 
 from proxy.cli.ask import ask_json
-from proxy.cli.errors import fail
+from proxy.cli.errors import fail, fail_at
 from proxy.policy import files
 from proxy.policy.facts import MANY, FactError, make_situation
 from proxy.policy.source import Problems
 from proxy.policy.telling import decision_value, tell_decision
 
 _SCHEMES = {"http": "http", "https": "https", "ssh": "ssh", "wss": "https", "ws": "http"}
+# What is not the asker's to say where a daemon answers.
+_DAEMON_KNOWS = ("user", "group", "tunnel", "tunnels")
 
 
 @click.command("explain", short_help="what a policy says of a flow, and why")
 @click.option("--policy", "path", type=click.Path(path_type=Path), help="A policy file; else the daemon's.")
 @click.option("--to", required=True, metavar="URL|HOST[:PORT]", help="Where the flow goes.")
 @click.option("--zone", help="The zone; not needed where the policy has one only.")
-@click.option("--user", help="The user.")
+@click.option("--user", help="The user; of a daemon, you.")
 @click.option("--group", multiple=True, help="A group of the user; may be given several times.")
 @click.option("--device", help="The device.")
 @click.option("--posture", multiple=True, help="A posture that the device meets; may be given several times.")
 @click.option("--protocol", help="What the bytes turn out to be; else from the URL or the port.")
 @click.option("--address", help="The address that the name resolves to.")
-@click.option("--tunnel", default="attested", show_default=True, help="Its state, its name, or none.")
-@click.option("--tunnels", multiple=True, metavar="NAME=STATE", help="The zone's tunnels in their order.")
+@click.option(
+    "--tunnel",
+    metavar="STATE",
+    help="attested, stale or down; a tunnel's name, as attested; or none. Of a daemon: as it is now.  "
+    "[default with --policy: attested]",
+)
+@click.option(
+    "--tunnels",
+    multiple=True,
+    metavar="NAME=STATE",
+    help="A tunnel's name and its state, in the zone's order; in place of --tunnel.",
+)
 @click.option("--method", help="The HTTP method.")
 @click.option("--content-type", help="The media type of the body.")
 @click.option("--transfer", type=click.Choice(["upload", "download"]), help="The direction of the transfer.")
@@ -47,8 +59,10 @@ def command(path: Path | None, to: str, as_json: bool, **given: str | tuple[str,
     zonegate explain --policy acme.policy.yaml --group finance --to payroll.corp.example:443
     """
     facts = {key: (value,) if isinstance(value, str) else value for key, value in given.items() if value}
-    if "tunnels" in facts:
-        facts.pop("tunnel")
+    if path is None and (told := [key for key in _DAEMON_KNOWS if key in facts]):
+        fail(f"--{told[0]} is the daemon's to say; leave it out, or name a file with --policy")
+    if "tunnels" not in facts:
+        facts.setdefault("tunnel", ("attested",))
     try:
         facts = {**_destination(to), **facts}
         if path is None:
@@ -58,14 +72,14 @@ def command(path: Path | None, to: str, as_json: bool, **given: str | tuple[str,
         policy = files.load_policy(path)
         situation = make_situation(policy.model, {k: v for k, v in facts.items() if v or k in MANY})
     except Problems as problems:
-        fail(problems.render())
+        fail_at(problems.render())
     except (FactError, ValueError) as error:
         fail(str(error))
     decision = policy.decide(situation.flow, situation.candidates, trace=True)
     if as_json:
         click.echo(json.dumps(decision_value(situation.flow, decision), indent=2))
         return
-    for line in tell_decision(policy, situation.flow, decision):
+    for line in tell_decision(policy, situation.flow, decision, situation.candidates):
         click.echo(line)
 
 

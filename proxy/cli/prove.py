@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from proxy.cli.errors import fail
+from proxy.cli.errors import fail, fail_at
 from proxy.policy import Policy, files
 from proxy.policy.cover import TooHard, has_z3
 from proxy.policy.examples import Claim
@@ -42,7 +42,7 @@ def command(paths: tuple[Path, ...], engine: EngineName, as_json: bool) -> None:
             proved += count
             findings += found
     except Problems as problems:
-        fail(problems.render())
+        fail_at(problems.render())
     except TooHard as error:
         fail(str(error) or "this policy is too large for boxes; use --engine auto or z3")
     failed = [finding for finding in findings if finding.kind not in _WARNINGS]

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from proxy.cli.errors import fail
+from proxy.cli.errors import fail, fail_at
 from proxy.policy import files
 from proxy.policy.cover import TooHard
 from proxy.policy.coverage import Coverage, measure
@@ -48,7 +48,7 @@ def command(paths: tuple[Path, ...], mutants: bool, cov_fail_under: float | None
         try:
             _run(files.load_suite(path), mutants, tally)
         except Problems as problems:
-            fail(problems.render())
+            fail_at(problems.render())
         except TooHard as error:
             fail(str(error))
     coverages = [measure(suite.policy, ids) for suite, ids in tally.decided.values()]

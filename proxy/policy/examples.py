@@ -6,11 +6,11 @@ Reads the file into values and runs the examples through the one judge. The clai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from proxy.flow import Because, Flow, Missing, Origin, Verdict
+from proxy.flow import Because, Flow, Missing, Origin, TunnelFact, Verdict
 from proxy.policy import facts as said
 from proxy.policy.evaluate import Decision, Policy
 from proxy.policy.grammar import MATCH as MATCH_KEYS
@@ -265,8 +265,7 @@ def describe(policy: Policy, case: Case) -> str:
     result = run(policy, case, trace=True)
     lines = [f"{case.at}: {case.id}", f"  flow      {describe_flow(case.situation.flow)}"]
     if case.situation.candidates:
-        states = ", ".join(f"{t.name} ({t.state})" for t in case.situation.candidates)
-        lines.append(f"  tunnels   {states}")
+        lines.append(f"  tunnels   {describe_tunnels(case.situation.candidates)}")
     lines += [f"  {failure}" for failure in result.failures]
     if result.because.where:
         lines.append(f"  decided   {result.because.where}")
@@ -277,6 +276,11 @@ def describe(policy: Policy, case: Case) -> str:
         at = f"  ({places[identity]})" if identity in places else ""
         lines.append(f"    {step}{at}")
     return "\n".join(lines)
+
+
+def describe_tunnels(tunnels: Iterable[TunnelFact]) -> str:
+    """Tunnels with their states, in one line."""
+    return ", ".join(f"{tunnel.name} ({tunnel.state})" for tunnel in tunnels)
 
 
 def describe_flow(flow: Flow) -> str:

@@ -7,7 +7,7 @@ port. A name without an address is one whose address changes nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address
@@ -15,7 +15,7 @@ from typing import Any
 
 from proxy.addresses import parse_host
 from proxy.flow import NEVER, Flow, Protocol, Transfer, TunnelFact, TunnelState
-from proxy.policy.model import Model
+from proxy.policy.model import TUNNEL_STATES, Model
 from proxy.policy.reading import did_you_mean, one_of, parse_size
 from proxy.policy.values import DAYS, NAME
 
@@ -56,6 +56,8 @@ MANY = ("group", "posture", "tunnels")
 
 # A Monday in a week without a change of summer time anywhere: tests do not depend on the day they run.
 _MONDAY = datetime(2026, 1, 5)  # noqa: DTZ001  # a local time, which the policy's time zone makes complete
+# A login, or the number of a user who has none in the user database.
+_USER = re.compile(rf"{NAME.pattern}|#[0-9]{{1,10}}")
 _TIME = re.compile(r"(?:(mon|tue|wed|thu|fri|sat|sun)|([0-9]{4}-[0-9]{2}-[0-9]{2})) ([0-9]{2}:[0-9]{2})")
 
 
@@ -98,7 +100,7 @@ def make_situation(model: Model, facts: Facts) -> Situation:
     }
     flow = Flow(
         zone=zone,
-        user=words.one("user", _name) or "somebody",
+        user=words.one("user", _user) or "somebody",
         port=port,
         at=words.one("time", lambda text: _time(text, model)) or _time("wed 10:00", model),
         groups=frozenset(words.all_known("group", model.groups)),
@@ -159,6 +161,10 @@ def _name(text: str) -> str:
     return text
 
 
+def _user(text: str) -> str:
+    return text if _USER.fullmatch(text) else _name(text)
+
+
 def _literal(text: str) -> IPv4Address | IPv6Address:
     host = parse_host(text)
     if isinstance(host, str):
@@ -212,14 +218,30 @@ def _candidates(words: _Words, model: Model) -> tuple[TunnelFact, ...]:
         if "tunnel" in words.facts:
             raise FactError("tunnel", "a flow has tunnel or tunnels, not both; remove one")
         pairs = [text.partition("=") for text in words.facts["tunnels"]]
-        return tuple(
-            TunnelFact(name, states[_word(state, tuple(states), "state")]) for name, _, state in pairs
-        )
+        return tuple(TunnelFact(name, states[_state("tunnels", state, states)]) for name, _, state in pairs)
     text = words.facts.get("tunnel", ("none",))[0]
     if text == "none":
         return ()
     if text in states:
         return (TunnelFact("tunnel", states[text]),)
-    if model.tunnels:
-        _word(text, (*states, *model.tunnels, "none"), "tunnel")
-    return (TunnelFact(text, TunnelState.ATTESTED),)
+    return (
+        TunnelFact(_state("tunnel", text, states, (*known_tunnels(model), "none")), TunnelState.ATTESTED),
+    )
+
+
+def _state(key: str, text: str, states: Collection[str], more: Collection[str] = ()) -> str:
+    """A mistyped state must not pass for the name of an attested tunnel: it would lift the guard."""
+    if text in states or text in more:
+        return text
+    cure = did_you_mean(text, (*states, *more)) or f"; say {one_of((*TUNNEL_STATES, *more))}"
+    both = " (a tunnel by its name and state: tunnels, as hq=attested)" if more else ""
+    raise FactError(key, f'"{text}" is not a state of a tunnel{cure}{both}')
+
+
+def known_tunnels(model: Model) -> tuple[str, ...]:
+    """The tunnels that a policy names: where it defines them, and in its rules and guards."""
+    entries = (*model.guards, *model.rules)
+    matches = [entry.match for entry in entries] + [guard.unless for guard in model.guards if guard.unless]
+    named = [name for match in matches for name in match.tunnel or () if name not in TUNNEL_STATES]
+    vias = [name for rule in model.rules for name in rule.via or ()]
+    return tuple(dict.fromkeys((*model.tunnels, *named, *vias)))

@@ -98,7 +98,7 @@ class Problems(Exception):
 
     def render(self) -> str:
         """Each problem with its line of the file and a caret below the column."""
-        lines = self.text.split("\n")
+        lines = self.text.split("\n") if self.text else []
         return "\n".join(_with_caret(problem, lines) for problem in self.problems)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from proxy.flow import Because, Flow, Judgement, Missing, Stage, TunnelFact, Verdict
 from proxy.policy.diff import Change
 from proxy.policy.evaluate import Decision, Policy
-from proxy.policy.examples import describe_flow, word
+from proxy.policy.examples import describe_flow, describe_tunnels, word
 from proxy.policy.prove import Finding, Witness
 
 
@@ -42,10 +42,14 @@ def tell_changes(changes: Sequence[Change]) -> Iterator[str]:
         yield f"    {tell_flow(change.flow, change.tunnel)}"
 
 
-def tell_decision(policy: Policy, flow: Flow, decision: Decision) -> Iterator[str]:
-    """What becomes of a flow and why; the carrier it gets and why."""
+def tell_decision(
+    policy: Policy, flow: Flow, decision: Decision, candidates: Sequence[TunnelFact] = ()
+) -> Iterator[str]:
+    """What becomes of a flow and why, by the state of which tunnels; the carrier it gets and why."""
     judgement = decision.judgement
     yield f"{describe_flow(flow)}"
+    if candidates:
+        yield f"tunnels  {describe_tunnels(candidates)}"
     through = f" through {decision.tunnel.name}" if decision.tunnel and decision.verdict else ""
     yield f"verdict  {word(decision.verdict)}{through}"
     yield f"because  {judgement.because}{f'  ({judgement.because.where})' if judgement.because.where else ''}"

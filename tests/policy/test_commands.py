@@ -115,6 +115,69 @@ def test_explain_tells_the_verdict_the_reason_and_the_carrier() -> None:
     assert run("explain", *common, "--to", "0x7f.1").exit_code == 2
 
 
+def test_a_mistyped_state_is_not_the_name_of_an_attested_tunnel(old: Path) -> None:
+    """It would lift the guard of every zone, and the answer would be the opposite of the truth."""
+    asked = ("explain", "--policy", str(old), "--to", "https://git.corp.example", "--group", "eng")
+    told = run(*asked, "--tunnel", "donw")
+    assert told.exit_code == 2
+    assert '"donw" is not a state of a tunnel; did you mean "down"?' in told.output
+    assert "as hq=attested" in run(*asked, "--tunnel", "hq").output
+    assert '"" is not a state' in run(*asked, "--tunnels", "hq").output
+    test = old.with_name("p.test.yaml")
+    case = "{id: a, flow: {group: eng, host: git.corp.example, tunnel: donw}, expect: block}"
+    test.write_text(f"policy_test: 1\npolicy: p.policy.yaml\ntests:\n  - {case}\n")
+    assert 'did you mean "down"?' in run("test", str(test)).output
+    for named in (", tunnels: [hq]}", "}"):
+        via = ", via: [hq]}" if named == "}" else "}"
+        old.write_text(
+            OLD.replace("eng], dest", f"eng]{named[:-1]}, dest").replace("tunnel}", "tunnel" + via)
+        )
+        assert "verdict  tunnel through hq" in run(*asked, "--tunnel", "hq").output
+        assert 'did you mean "hq"?' in run(*asked, "--tunnel", "hqq").output
+
+
+def test_explain_tells_the_state_of_the_tunnels_that_it_judged_by(old: Path) -> None:
+    asked = ("explain", "--policy", str(old), "--to", "https://git.corp.example", "--group", "eng")
+    assert (
+        "tunnels  hq (stale), branch (attested)\nverdict  tunnel through branch"
+        in run(*asked, "--tunnels", "hq=stale", "--tunnels", "branch=attested").output
+    )
+    assert "tunnels" not in run(*asked, "--tunnel", "none").output
+
+
+def test_a_user_who_has_a_number_only_is_a_user(old: Path) -> None:
+    asked = ("explain", "--policy", str(old), "--to", "https://git.corp.example", "--user")
+    assert run(*asked, "#4321").output.startswith("corporate: #4321 to ")
+    assert run(*asked, "#43x").exit_code == 2
+
+
+@pytest.mark.parametrize("option", ["--user", "--group", "--tunnel", "--tunnels"])
+def test_what_the_daemon_knows_is_not_pretended_to_it(option: str) -> None:
+    told = run("explain", "--to", "https://git.corp.example", option, "x")
+    assert told.exit_code == 2
+    assert told.output == (
+        f"zonegate: {option} is the daemon's to say; leave it out, or name a file with --policy\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["test", "prove", "diff", "explain"])
+def test_only_the_first_line_of_an_error_names_the_program(command: str, old: Path) -> None:
+    more = {"diff": (str(old),), "explain": ("--to", "git.corp.example")}.get(command, ())
+    policy = ("--policy",) if command == "explain" else ()
+    missing = old.with_name("none.test.yaml" if command == "test" else "none.policy.yaml")
+    if command != "diff":  # to which a name without a file is a revision
+        told = run(command, *policy, str(missing), *more).output
+        assert told == f"zonegate: {missing}:1:1: no such file or directory; check the path\n"
+    old.write_text(OLD.replace("group: eng", "grup: eng"))
+    named = old
+    if command == "test":
+        named = old.with_name("p.test.yaml")
+        named.write_text("policy_test: 1\npolicy: p.policy.yaml\n")
+    first, excerpt, caret = run(command, *policy, str(named), *more).output.rstrip("\n").split("\n")
+    assert first.startswith("zonegate: ") and 'did you mean "group"?' in first
+    assert excerpt.startswith("      - {id: code") and caret.strip() == "^"
+
+
 def test_diff_says_first_whether_anything_is_looser(old: Path) -> None:
     new = old.with_name("new.policy.yaml")
     new.write_text(OLD.replace("group: eng, ", ""))
