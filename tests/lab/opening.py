@@ -107,11 +107,17 @@ class Probe:
         at = len(self.bubble.lines())
         kernel.until("two rounds more", lambda: len(self.bubble.lines()) >= at + 2, 30.0)
 
-    def end(self) -> None:
-        """Nothing was seen, nowhere."""
+    def check(self) -> None:
+        """Nothing was seen, nowhere, since the last look."""
         seen = [*self._world.wire.seen(), *self._world.loopback.seen()]
         if self._way_out is not None:
             seen += self._way_out.seen()
-        self._undo.close()
-        self.bubble.end()
         assert not seen, f"left the zone: {[str(frame) for frame in seen[:10]]}"
+
+    def end(self) -> None:
+        """The last look."""
+        try:
+            self.check()
+        finally:
+            self._undo.close()
+            self.bubble.end()

@@ -61,6 +61,7 @@ def test_a_full_disk(new_gate: NewGate, control: bool) -> None:
         kernel.run(host.root, ["umount", str(state)])
 
 
+@pytest.mark.parametrize("host", ["root"], indirect=True)  # nothing in it depends on the user
 def test_no_descriptors_left(new_gate: NewGate) -> None:
     """L7: a worker without descriptors serves who is there, crashes not, and serves others when they go."""
     gate = new_gate(descriptors=256).attested()
@@ -104,6 +105,7 @@ def test_junk_on_the_admin_socket(new_gate: NewGate) -> None:
         assert served(gate), "a peer that says nothing holds nobody up"
 
 
+@pytest.mark.parametrize("host", ["root"], indirect=True)  # nothing in it depends on the user
 def test_junk_in_a_zone(new_gate: NewGate) -> None:
     """Junk to the resolver and to ports of every protocol harms neither worker nor others."""
     gate = new_gate().attested()
@@ -159,6 +161,7 @@ def test_a_restart_between_answer_and_connect(new_gate: NewGate, what: str) -> N
     assert ("the intranet" in bubble.heard) == (not control), bubble.heard
 
 
+@pytest.mark.parametrize("host", ["root"], indirect=True)  # nothing in it depends on the user
 def test_a_quota_of_names(new_gate: NewGate) -> None:
     """B12: a bubble that asks for more names than it may have is told so, and another one is not."""
     control = new_gate("names-quota", limits="names: 50").attested()

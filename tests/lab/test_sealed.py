@@ -45,6 +45,7 @@ def test_sockets_cannot_be_aimed_elsewhere(new_gate: NewGate, watch: Watch) -> N
     watch.only_the_gateway()
 
 
+@pytest.mark.parametrize("host", ["root"], indirect=True)  # nothing in it depends on the user
 def test_an_unsealed_worker_is_not_let_in(new_gate: NewGate) -> None:
     """B8: a worker that finds itself able to make sockets is sent away by the supervisor."""
     gate = new_gate("worker-filter-alone")
@@ -161,6 +162,7 @@ def test_another_zone_from_inside(new_gate: NewGate) -> None:
 EVERY_LOCK = ("worker-filter", "worker-mounts", "worker-network")
 
 
+@pytest.mark.parametrize("host", ["root"], indirect=True)  # nothing in it depends on the user
 @pytest.mark.parametrize("left", ["none", *EVERY_LOCK, "all"])
 def test_names_asked_by_a_worker(new_gate: NewGate, watch: Watch, host_services: Services, left: str) -> None:
     """B9 and D6: what glibc asks in a worker reaches neither nscd nor a network; each lock alone suffices.

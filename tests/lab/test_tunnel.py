@@ -111,6 +111,7 @@ def test_lost_and_back(gate: Gate, watch: Watch, fault: Fault) -> None:
 # -- T1: not yet proved ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("host", ["root"], indirect=True)  # nothing in it depends on the user
 @pytest.mark.parametrize(("port", "words"), [("9", "Connection refused"), ("8445", "answer")])
 def test_never_up(new_gate: NewGate, world: World, port: str, words: str) -> None:
     """While an endpoint cannot be reached nothing is admitted; with attestation assumed, all is."""
@@ -204,6 +205,7 @@ IMPOSTORS = (
 )
 
 
+@pytest.mark.parametrize("host", ["root"], indirect=True)  # nothing in it depends on the user
 @pytest.mark.parametrize("impostor", IMPOSTORS, ids=lambda impostor: impostor.id)
 def test_impostors(new_gate: NewGate, new_gateway: NewGateway, world: World, impostor: Impostor) -> None:
     """An impostor is refused and told of, and hears no request; without the proof it hears them."""
@@ -221,6 +223,7 @@ def test_impostors(new_gate: NewGate, new_gateway: NewGateway, world: World, imp
     assert NAME not in other.heard()[len(before) :]
 
 
+@pytest.mark.parametrize("host", ["root"], indirect=True)  # nothing in it depends on the user
 @pytest.mark.parametrize("layer", ["attest", "peer"])
 def test_impostor_meets_two_locks(
     new_gate: NewGate, new_gateway: NewGateway, world: World, layer: str

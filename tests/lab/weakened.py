@@ -170,9 +170,6 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
         "c._claim = lambda own, special, wide, narrow: c.Claim(False, False, bool(wide), wide)\n"
         "import proxy.captured as p; p._OWN = frozenset()",
     },
-    "own-address": {
-        "cli": "import proxy.gateway.judge as j; j.SENSITIVE = ()",
-    },
 }
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 MARK = b"canary-of-the-lab"
-LIMIT_S = 1.0
+LIMIT_S = 0.4
 _ICMP_FILTER_FREE = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 
 
