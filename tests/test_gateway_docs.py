@@ -1,32 +1,62 @@
-"""docs/gateway.md is true: its file is read, and its openssl commands make certificates that work."""
+"""docs/gateway.md is true: its files are read, and its commands make what it and the README say.
+
+The README's two configurations come up on files made by those commands, and the site of one machine works.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import os
 import re
-import ssl
+import signal
+import socket
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from loopback import pair
+import pytest
 
-from proxy.certificates import spki_pin
-from proxy.channel import client_context, server_context, tls_client, tls_server
 from proxy.gateway.config import Limits, read_config
 from proxy.gateway.judge import SENSITIVE
 from proxy.gateway.revoked import parse_revocations
 
-TEXT = (Path(__file__).parent.parent / "docs" / "gateway.md").read_text()
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "docs" / "gateway.md").read_text()
+README = (ROOT / "README.md").read_text()
+COMMAND = (sys.executable, "-m", "proxy.cli")
+ON_LOOPBACK = "listen: 127.0.0.1:0"
 
 
-def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+def block(text: str, language: str, begin: str = "") -> str:
+    """The first block in a language, after the words `begin`, and that begins so where it is YAML."""
+    found = re.search(rf"```{language}\n(.*?)```", text[text.index(begin) :], re.DOTALL)
     assert found is not None
     return found[1]
 
 
+def site(text: str) -> str:
+    """The site file that a text shows."""
+    return block(text, "yaml", "```yaml\nzonegate: 1\n")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """What the commands under Certificates make beside a checkout."""
+    checkout = tmp_path / "zonegate"
+    checkout.mkdir()
+    (checkout / "policies").symlink_to(ROOT / "policies")
+    commands = block(TEXT, "sh", "## Certificates")
+    done = subprocess.run(
+        ["/bin/sh", "-ec", commands], cwd=checkout, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    made = tmp_path / "site"
+    (made / "printed").write_text(done.stdout.splitlines()[-1])
+    return made
+
+
 def test_the_file_is_read_and_shows_the_defaults() -> None:
-    config = read_config(block("yaml").encode(), Path("gateway.yaml"))
+    config = read_config(block(TEXT, "yaml").encode(), Path("gateway.yaml"))
     assert config.limits == Limits(clients_at=config.limits.clients_at)
     assert len(config.allowances) == 3
 
@@ -44,32 +74,86 @@ def test_the_sensitive_addresses_that_have_no_name_are_listed() -> None:
         assert shown in named or shown.removesuffix("/32").removesuffix("/128") in TEXT
 
 
-def test_the_commands_make_certificates_that_work(tmp_path: Path) -> None:
+def test_the_gateway_of_the_readme_comes_up_on_what_the_commands_make(directory: Path) -> None:
+    shown = block(README, "yaml", "```yaml\ngateway: 1\n")
+    assert "listen: 0.0.0.0:8443" in shown
+    (directory / "gateway.yaml").write_text(shown.replace("listen: 0.0.0.0:8443", ON_LOOPBACK))
+    with subprocess.Popen(
+        [*COMMAND, "gateway", "-c", directory / "gateway.yaml"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            said = process.stderr.readline()
+        finally:
+            process.terminate()
+        assert process.wait(60) == 0
+    assert said.startswith("zonegate: gateway listening on 127.0.0.1:")
+    assert said.rstrip().endswith("key " + (directory / "printed").read_text())
+
+
+def test_the_site_of_the_readme_is_good_on_what_the_commands_make(directory: Path) -> None:
+    (directory / "zonegate.yaml").write_text(site(README))
     done = subprocess.run(
-        ["/bin/sh", "-ec", block("sh")], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*COMMAND, "up", "--check", "-c", directory / "zonegate.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
-    assert done.returncode == 0, done.stderr
-    ca = (tmp_path / "clients-ca.crt").read_text()
-
-    async def main() -> None:
-        ours, theirs = pair()
-        for_server = server_context(
-            client_ca_pem=ca, certificate=tmp_path / "gateway.crt", key=tmp_path / "gateway.key"
-        )
-        for_client = client_context(
-            ca_pem=ca, certificate=tmp_path / "laptop.crt", key=tmp_path / "laptop.key"
-        )
-        serving = asyncio.create_task(tls_server(theirs, for_server, 30))
-        pin = _pin(tmp_path / "gateway.crt")
-        client = await tls_client(ours, for_client, "gw.corp.example", {pin}, 30)
-        server = await serving
-        await client.write(b"both know each other")
-        assert await server.read() == b"both know each other"
-        client.abort()
-        server.abort()
-
-    asyncio.run(main())
+    assert (done.returncode, done.stderr) == (0, "")
 
 
-def _pin(certificate: Path) -> str:
-    return spki_pin(ssl.PEM_cert_to_DER_cert(certificate.read_text()))
+def test_every_file_that_belongs_somewhere_is_there(directory: Path) -> None:
+    table = TEXT[TEXT.index("| where | files |") : TEXT.index("The last command prints the pin")]
+    files = set(re.findall(r"`([a-z.]+)`", table))
+    assert files == {entry.name for entry in directory.iterdir()} - {"printed"} | {
+        "gateway.yaml",
+        "zonegate.yaml",
+    }
+
+
+def test_the_site_of_one_machine_works(directory: Path) -> None:
+    """Its commands as they stand, but for the ports, the pin, and where daemon and home lie."""
+    here = TEXT[TEXT.index("## Try it on one machine") :]
+    ports = {"8443": str(_free_port()), "8080": str(_free_port())}
+    (directory / "gateway.yaml").write_text(_with_ports(block(here, "yaml"), ports))
+    pin = (directory / "printed").read_text()
+    shown = re.sub(r"sha256:[A-Za-z0-9+/]{43}=", pin, site(here))
+    assert pin in shown
+    (directory / "zonegate.yaml").write_text(_with_ports(shown, ports) + "run: run\nstate: state\n")
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "ZONEGATE_SOCKET": str(directory / "run" / "admin.sock"),
+        "XDG_DATA_HOME": str(directory / "data"),
+    }
+    with subprocess.Popen(
+        ["/bin/bash", "-c", _with_ports(block(here, "sh"), ports)],
+        cwd=directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=90)
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert "\nhello\n" in said
+    assert re.search(r"other\.corp\.example:\d+ is blocked by gate gateway", said), said
+    assert process.returncode == 0
+
+
+def _with_ports(text: str, ports: Mapping[str, str]) -> str:
+    for shown, used in ports.items():
+        text = text.replace(shown, used)
+    return text
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
