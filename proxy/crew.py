@@ -108,6 +108,7 @@ class Worker:
     async def start(self) -> None:
         """Start and configure the process; CrewError when it is not what it must be."""
         ours, theirs = ipc.pair()
+        ipc.refuse_descriptors(ours)
         self._process = await children.start_sealed("worker", theirs, structural=self._structural)
         self._link = link = Link[FromWorker](ours, FROM_WORKER)
         try:
