@@ -22,6 +22,7 @@ from proxy.messages.admin import TO_SUPERVISOR, Denied, ToSupervisor
 
 BACKLOG = 128
 MAX_PEERS, MAX_PEERS_OF_USER = 1024, 256
+REFUSED_OF_USER = 16  # who has too much is told so at most this often at a time
 PAUSE_S = 0.1
 LINGER_S = 2.0
 
@@ -75,21 +76,28 @@ class AdminSocket:
             self._loop.remove_reader(self._sock)
             self._loop.call_later(PAUSE_S, self._resume)
             return
-        if len(self._tasks) >= MAX_PEERS:
+        pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if not self._has_room(uid):
             sock.close()
             return
-        task = self._loop.create_task(self._welcome(sock))
+        self._of_user[uid] += 1
+        task = self._loop.create_task(self._welcome(sock, pid, uid, gid))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _has_room(self, uid: int) -> bool:
+        """Others, all together or by coming again and again, never keep out who may stop the daemon."""
+        others = self._of_user.total() - self._of_user[os.geteuid()]
+        if uid == os.geteuid():
+            return len(self._tasks) - others < MAX_PEERS
+        return others < MAX_PEERS and self._of_user[uid] < MAX_PEERS_OF_USER + REFUSED_OF_USER
 
     def _resume(self) -> None:
         if self._sock.fileno() >= 0:
             self._loop.add_reader(self._sock, self._accept)
 
-    async def _welcome(self, sock: socket.socket) -> None:
-        pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    async def _welcome(self, sock: socket.socket, pid: int, uid: int, gid: int) -> None:
         link: Link[ToSupervisor] = Link(sock, TO_SUPERVISOR)
-        self._of_user[uid] += 1
         try:
             reason = _stranger(pid, uid)
             if not reason and self._of_user[uid] > MAX_PEERS_OF_USER:

@@ -25,7 +25,7 @@ SYSTEM_DIRECTORIES = (
     "/lib64",
     "/etc",
     "/opt",
-    "/nix",
+    "/nix/store",  # not /nix: its daemon's socket lies there, and that daemon fetches for whoever asks
     "/gnu",
 )
 # The kernel asks for no capability here, only for the uid: in a bubble of root core_pattern is a way out, and

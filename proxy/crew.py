@@ -39,6 +39,7 @@ from proxy.tunnels.keeper import Keeper
 
 READY_LIMIT_S, DOOR_LIMIT_S = 15.0, 10.0
 SEGMENT_BYTES = 16 << 20
+DOORS_AT_ONCE = 4
 QUIET_REPORT = Report(0, 0, 0, 0, 0, "", "", 0)
 
 
@@ -68,6 +69,8 @@ class Post:
     uid: int
     groups: tuple[str, ...]
     bubbles: dict[str, Bubble] = field(default_factory=dict)
+    # A door is a process of the daemon's user: no other user may have it start more than a few.
+    doors: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DOORS_AT_ONCE))
 
 
 class Worker:
@@ -105,6 +108,7 @@ class Worker:
     async def start(self) -> None:
         """Start and configure the process; CrewError when it is not what it must be."""
         ours, theirs = ipc.pair()
+        ipc.refuse_descriptors(ours)
         self._process = await children.start_sealed("worker", theirs, structural=self._structural)
         self._link = link = Link[FromWorker](ours, FROM_WORKER)
         try:
@@ -177,8 +181,9 @@ class Worker:
             raise
 
     async def _serve(self, bubble: Bubble) -> None:
-        self._must_be_here(bubble)
-        listeners = await _open_ears(bubble)
+        async with self.post.doors:
+            self._must_be_here(bubble)
+            listeners = await _open_ears(bubble)
         link = self._link
         served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._serving[bubble.id] = served

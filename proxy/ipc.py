@@ -33,6 +33,7 @@ MAX_MESSAGE_BYTES = 128 * 1024
 MAX_DESCRIPTORS = 64
 _INT64 = range(-(1 << 63), 1 << 63)  # what every call that a number may end in can take
 _NO_DESCRIPTORS = (0, 0)
+_SO_PASSRIGHTS = 83  # linux/socket.h, since 6.16
 _ALL_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -43,6 +44,16 @@ class LinkBroken(Exception):
 def pair() -> tuple[socket.socket, socket.socket]:
     """Two ends of a new link."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def refuse_descriptors(sock: socket.socket) -> None:
+    """Have the kernel refuse what the other end sends with descriptors, where it can (Linux 6.16).
+
+    To close what was not asked for is too late: the last close of a connection with SO_LINGER waits for its
+    peer, and so does that of a file of FUSE. Whoever sends one would hold up whoever receives it.
+    """
+    with contextlib.suppress(OSError):  # an older kernel
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
 # -- values on the wire ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 
 import pyseccomp as seccomp
 
@@ -21,6 +22,10 @@ _AF_UNIX = 1
 _FAMILIES_KNOWN = 64
 _SOCK_RAW, _SOCK_PACKET, _SOCK_TYPE_MASK = 3, 10, 0xF
 _MSG_FASTOPEN = 0x20000000  # sendmsg(2) with it is a connect in disguise
+# The socket options that a worker sets: SOL_SOCKET with SO_LINGER, IPPROTO_TCP with TCP_NODELAY. Others aim:
+# SO_BINDTODEVICE sends a connected socket's packets to whoever answers on another link, a source route
+# (IP_OPTIONS, IPV6_RTHDR) to whoever it names first; neither needs a capability.
+_WORKER_OPTIONS = ((1, 13), (6, 1))
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # type into the terminal's own input
 # CLONE_NEW: TIME, NS, CGROUP, UTS, IPC, USER, PID, NET
 _NEW_NAMESPACES = tuple(1 << bit for bit in (7, 17, 25, 26, 27, 28, 29, 30))
@@ -35,7 +40,7 @@ _NEVER = (
     "swapon", "swapoff", "reboot", "acct", "quotactl",
     "settimeofday", "clock_settime", "clock_adjtime", "adjtimex",
 )  # fmt: skip
-# A worker moves bytes between sockets that it was given. It makes, binds and aims none.
+# A worker moves bytes between sockets that it was given. It makes, binds and aims none (see setsockopt too).
 _WORKER_NEVER = (
     "socket", "connect", "bind", "listen", "ptrace", "setns", "unshare", "mount", "umount2", "pivot_root",
     "move_mount", "open_tree", "fsopen", "fsmount", "fsconfig", "fspick", "mount_setattr", "chroot",
@@ -54,7 +59,25 @@ def worker_filter() -> bytes:
         rules.add_rule(seccomp.ERRNO(errno.EPERM), "clone", seccomp.Arg(0, seccomp.MASKED_EQ, flag, flag))
     # Its flags lie in memory, where no filter looks; the C library then takes clone instead.
     rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
+    _allow_options(rules, _WORKER_OPTIONS)
     return _program(rules)
+
+
+def _allow_options(rules: seccomp.SyscallFilter, allowed: Sequence[tuple[int, int]]) -> None:
+    """Refuse every setsockopt(2) but these: level and option, one option of each level, by rising level.
+
+    The filter compares 64 bits where the kernel takes 32: a number beyond them is above all that are allowed.
+    """
+    refuse = seccomp.ERRNO(errno.EPERM)
+    above = 0
+    for level, option in allowed:
+        for other in range(above, level):
+            rules.add_rule(refuse, "setsockopt", seccomp.Arg(1, seccomp.EQ, other))
+        of_level = seccomp.Arg(1, seccomp.EQ, level)
+        rules.add_rule(refuse, "setsockopt", of_level, seccomp.Arg(2, seccomp.LT, option))
+        rules.add_rule(refuse, "setsockopt", of_level, seccomp.Arg(2, seccomp.GT, option))
+        above = level + 1
+    rules.add_rule(refuse, "setsockopt", seccomp.Arg(1, seccomp.GE, above))
 
 
 def bubble_filter() -> bytes:

@@ -210,6 +210,50 @@ def test_one_user_cannot_keep_the_others_out(path: Path, monkeypatch: pytest.Mon
     asyncio.run(main())
 
 
+# Comes again and again, however often it is refused, and says how many links it could hold at last.
+_PESTER = """
+import socket, time
+links, until = [], time.monotonic() + {seconds}
+while time.monotonic() < until:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.setblocking(False)
+    try:
+        sock.connect({path!r})
+        links.append(sock)
+    except OSError:
+        time.sleep(0.001)
+    for link in links[:]:
+        try:
+            if not link.recv(999):
+                links.remove(link)
+        except BlockingIOError:
+            pass
+        except OSError:
+            links.remove(link)
+print(len(links), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be two users")
+def test_a_user_who_comes_again_and_again_does_not_keep_out_who_runs_the_daemon(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "MAX_PEERS", 40)
+    monkeypatch.setattr(admin, "MAX_PEERS_OF_USER", 20)
+
+    async def main() -> None:
+        async with listening(path):
+            with process(uid=NOBODY, then=_PESTER.format(path=str(path), seconds=2)) as pest:
+                await asyncio.sleep(1)
+                for _ in range(5):
+                    assert isinstance(await ask(path), Answer)
+                assert pest.stdout is not None
+                held = await asyncio.to_thread(pest.stdout.readline)
+                assert 0 < int(held) < 40
+
+    asyncio.run(main())
+
+
 def test_without_descriptors_it_waits_and_does_not_spin(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admin, "PAUSE_S", 3600)
     tries = 0

@@ -96,6 +96,13 @@ def test_no_abstract_socket_of_the_host_is_there(ground: Ground) -> None:
         assert ground.python(ASK, name) == "ConnectionRefusedError\n"
 
 
+@pytest.mark.parametrize("path", ["/nix/var/nix/daemon-socket/socket", "/var/guix/daemon-socket/socket"])
+def test_no_builder_that_fetches_for_whoever_asks_is_in_what_is_shown_of_the_system(path: str) -> None:
+    """Such a daemon is not on most machines; connect(2) asks no mount whether it is read-only."""
+    shown = [place for place in bubble.SYSTEM_DIRECTORIES if Path(path).is_relative_to(place)]
+    assert shown == []
+
+
 def test_the_daemon_itself_is_not_there(ground: Ground) -> None:
     ask = ASK.replace("SOCK_STREAM", "SOCK_SEQPACKET")
     assert outside(ask, str(ground.socket)) == "reached\n"

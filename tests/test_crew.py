@@ -379,3 +379,33 @@ def test_when_there_is_no_next_segment_flows_are_denied_and_it_is_said(
             assert chain.MANIFEST in worker.report.audit_trouble
 
     run(main)
+
+
+# -- what a user can have started --------------------------------------------------------------------
+
+
+def test_a_user_has_a_few_doors_opened_at_a_time_however_many_bubbles_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opening = most = 0
+
+    async def door(_: Bubble) -> list[int]:
+        nonlocal opening, most
+        opening += 1
+        most = max(most, opening)
+        await asyncio.sleep(0)
+        opening -= 1
+        return []
+
+    async def main() -> list[BaseException | None]:
+        ids = [f"1000-{number}" for number in range(20)]
+        there = {name: Bubble(name, "corporate", "alice", 1000, 1, "structural", ()) for name in ids}
+        post = Post("corporate", "alice", 1000, (), there)
+        nothing: Any = None  # the worker is never started
+        worker = Worker(post, nothing, nothing, nothing, lambda _: None, structural=True, number="1")
+        return await asyncio.gather(*map(worker.serve, there.values()), return_exceptions=True)
+
+    monkeypatch.setattr(crew, "_open_ears", door)
+    answers = asyncio.run(main())
+    assert all(isinstance(answer, CrewError) for answer in answers)
+    assert most == crew.DOORS_AT_ONCE

@@ -280,3 +280,17 @@ def test_a_file_beyond_the_limit_is_refused_not_cut() -> None:
     assert ipc.read_file(ipc.memory_file("policy", b"four"), 4) == b"four"
     with pytest.raises(OSError, match="longer than 4 bytes"):
         ipc.read_file(ipc.memory_file("policy", b"fives"), 4)
+
+
+def test_a_lingering_connection_cannot_be_sent_to_who_refuses_descriptors() -> None:
+    """Its last close would wait for a peer that takes nothing; close(2) asks no event loop."""
+    ours, theirs = ipc.pair()
+    with ours, theirs, socket.socket() as connection:
+        ipc.refuse_descriptors(ours)
+        if ours.getsockopt(socket.SOL_SOCKET, 83):
+            pytest.skip("this kernel is older than 6.16")
+        with pytest.raises(ipc.LinkBroken, match="Operation not permitted"):
+            ipc.transmit(theirs, b"x", [connection.fileno()])
+        ipc.transmit(theirs, b"x", [])
+        assert ours.recv(10) == b"x"
+        ipc.transmit(ours, b"y", [connection.fileno()])  # the other way they go

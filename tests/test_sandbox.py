@@ -46,6 +46,23 @@ for family in told.get("families", []):
     found[f"pair {family}"] = made(lambda: socket.socketpair(family, socket.SOCK_DGRAM)[0])
 for family in (2, 10):
     found[f"raw {family}"] = made(lambda: socket.socket(family, socket.SOCK_RAW, 255))
+def option(level, name, value):
+    with socket.socket(fileno=os.dup(told["sockets"][level == 41])) as sock:
+        return made(lambda: sock.setsockopt(level, name, value))
+
+route = bytes([0, 4, 4, 1, 1, 0, 0, 0]) + socket.inet_pton(10, "::1") + socket.inet_pton(10, "fd00::2")
+found["SO_BINDTODEVICE"] = option(1, 25, b"lo\0")
+found["IPV6_RTHDR"] = option(41, 57, route)
+found["IP_TOS"] = option(0, 1, 8)
+found["SO_KEEPALIVE"] = option(1, 9, 1)
+found["TCP_USER_TIMEOUT"] = option(6, 18, 1)
+found["SO_LINGER"] = option(1, 13, bytes(8))
+found["TCP_NODELAY"] = option(6, 1, 1)
+value = ctypes.create_string_buffer(4)
+for name, level, number in (("IP_TOS", 1 << 32, 1), ("SO_KEEPALIVE", 1, (1 << 32) + 9)):
+    code = syscall(told["calls"]["setsockopt"], told["sockets"][0], ctypes.c_ulong(level),
+                   ctypes.c_ulong(number), value, 4)
+    found[f"{name} beyond 32 bits"] = code
 found["family beyond 32 bits"] = syscall(told["calls"]["socket"], ctypes.c_ulong((1 << 32) + 2), 2, 0)
 found["io_uring"] = syscall(425, 0, None)
 found["keyctl"] = syscall(told["calls"]["keyctl"], 0, -3, 0)
@@ -70,20 +87,23 @@ print(json.dumps(found))
 FAMILIES = [*range(64), 99]
 # Later calls have one number on all machines.
 CALLS = {
-    "x86_64": {"socket": 41, "keyctl": 250, "bpf": 321, "userfaultfd": 323},
-    "aarch64": {"socket": 198, "keyctl": 219, "bpf": 280, "userfaultfd": 282},
+    "x86_64": {"socket": 41, "keyctl": 250, "bpf": 321, "userfaultfd": 323, "setsockopt": 54},
+    "aarch64": {"socket": 198, "keyctl": 219, "bpf": 280, "userfaultfd": 282, "setsockopt": 208},
 }[platform.machine()]
 
 
 def probe(command: list[str], fds: Sequence[int] = ()) -> dict[str, Any]:
     master, slave = os.openpty()
-    done = subprocess.run(
-        [*command, PROBE, json.dumps({"families": FAMILIES, "calls": CALLS, "terminal": slave})],
-        pass_fds=[*fds, slave],
-        capture_output=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    with socket.socket(socket.AF_INET) as four, socket.socket(socket.AF_INET6) as six:
+        sockets = [four.fileno(), six.fileno()]
+        told = {"families": FAMILIES, "calls": CALLS, "terminal": slave, "sockets": sockets}
+        done = subprocess.run(
+            [*command, PROBE, json.dumps(told)],
+            pass_fds=[*fds, slave, *sockets],
+            capture_output=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
     os.close(master)
     os.close(slave)
     assert done.returncode == 0, done.stderr.decode()
@@ -183,6 +203,23 @@ def test_a_worker_makes_no_socket(in_worker: dict[str, Any], family: int) -> Non
 )
 def test_a_worker_has_no_other_way_to_one(in_worker: dict[str, Any], what: str) -> None:
     assert in_worker[what] == errno.EPERM
+
+
+AIMING = ("SO_BINDTODEVICE", "IPV6_RTHDR", "IP_TOS", "SO_KEEPALIVE", "TCP_USER_TIMEOUT")
+
+
+@pytest.mark.parametrize("what", [*AIMING, "IP_TOS beyond 32 bits", "SO_KEEPALIVE beyond 32 bits"])
+def test_a_worker_cannot_aim_a_socket_that_it_was_given(
+    free: dict[str, Any], in_worker: dict[str, Any], what: str
+) -> None:
+    """Without a capability another link or a source route takes a connected socket's packets elsewhere."""
+    assert free[what] != errno.EPERM
+    assert in_worker[what] == errno.EPERM
+
+
+@pytest.mark.parametrize("what", ["SO_LINGER", "TCP_NODELAY"])
+def test_a_worker_sets_what_carrying_needs(in_worker: dict[str, Any], what: str) -> None:
+    assert in_worker[what] == 0
 
 
 def test_a_worker_makes_no_namespace(free: dict[str, Any], in_worker: dict[str, Any]) -> None:

@@ -63,6 +63,7 @@ class Keeper:
     async def _start(self) -> None:
         """Raises OSError where the machine gives no process or no descriptor."""
         ours, theirs = ipc.pair()
+        ipc.refuse_descriptors(ours)
         self._link = link = Link[Evidence](ours, [Evidence])
         self._process = await children.start_module("holder", theirs)
         files = self._files
