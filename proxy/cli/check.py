@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from proxy.cli.errors import fail
 from proxy.policy import files
 from proxy.policy.cover import TooHard
 from proxy.policy.lint import Lint, Site, lint
@@ -25,9 +26,25 @@ from proxy.policy.source import Problem, Problems
     default="text",
     help="text shows the line; line is one line each, as compilers print; github annotates a change.",
 )
-@click.option("--no-inspection", metavar="ZONE", multiple=True, help="Zones that cannot inspect requests.")
-@click.option("--remote-names", metavar="ZONE", multiple=True, help="Zones whose tunnel resolves names.")
-@click.option("--schema", type=click.Choice(["policy-1", "policy-test-1"]), help="Print a JSON Schema.")
+@click.option(
+    "--no-inspection",
+    metavar="ZONE",
+    multiple=True,
+    help="A zone where the gate does not look into requests: warns of rules on method, path and content_type "
+    "there, which would block.",
+)
+@click.option(
+    "--remote-names",
+    metavar="ZONE",
+    multiple=True,
+    help="A zone whose tunnel is mtls, where the gateway resolves names and the gate learns no address: "
+    "warns of what blocks networks there.",
+)
+@click.option(
+    "--schema",
+    type=click.Choice(["policy-1", "policy-test-1"]),
+    help="Print a JSON Schema for editors; needs no FILE.",
+)
 def command(
     paths: tuple[Path, ...],
     as_json: bool,
@@ -38,7 +55,8 @@ def command(
 ) -> None:
     """Check policy files and policy test files, or all below a folder.
 
-    Exit code 0 where every file is good (warnings do not count), else 1.
+    Exit code 0 where every file is good (warnings do not count), 1 where one is not, 2 where there is none.
+    --schema prints a schema for editors and needs no FILE.
     """
     if schema:
         click.echo((Path(files.__file__).parent / "schema" / f"{schema}.json").read_text(), nl=False)
@@ -50,6 +68,8 @@ def command(
         *files.find(paths, files.POLICY_SUFFIX),
         *files.find(filter(Path.is_dir, paths), files.TEST_SUFFIX),
     ]
+    if not found:
+        fail(files.NO_POLICY)
     lints: list[Lint] = []
     rendered: list[str] = []
     for path in found:
@@ -61,7 +81,7 @@ def command(
             lints += [_of_problem(problem) for problem in problems.problems]
             rendered.append(problems.render())
     _print(lints, rendered, len(found), "json" if as_json else shape)
-    sys.exit(1 if any(line.is_error for line in lints) or not found else 0)
+    sys.exit(1 if any(line.is_error for line in lints) else 0)
 
 
 def _check(path: Path, site: Site) -> list[Lint]:

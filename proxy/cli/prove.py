@@ -22,7 +22,14 @@ _WARNINGS = ("idle-guard",)
 
 @click.command("prove", short_help="prove claims over all flows, find dead rules")
 @click.argument("paths", metavar="FILE...", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--engine", type=click.Choice(["auto", "boxes", "z3"]), default="auto", help="How to answer.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "boxes", "z3"]),
+    default="auto",
+    show_default=True,
+    help="boxes needs nothing and does for about 200 rules; z3 is for more, and needs zonegate[prove]; "
+    "auto takes boxes, and z3 where that would take too long. The answers are the same.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The findings, for programs.")
 def command(paths: tuple[Path, ...], engine: EngineName, as_json: bool) -> None:
     """Prove the claims of test files, and of every policy that no rule is dead and no route unstable.
@@ -37,7 +44,7 @@ def command(paths: tuple[Path, ...], engine: EngineName, as_json: bool) -> None:
     proved = 0
     findings: list[Finding] = []
     try:
-        for policy, claims in _subjects(paths):
+        for policy, claims in _subjects(paths) or fail(files.NO_POLICY):
             count, found = _prove(policy, claims, engine)
             proved += count
             findings += found

@@ -13,11 +13,15 @@ from proxy.policy.source import Problem, Problems
 from proxy.policy.telling import tell_changes
 
 _PATIENCE_S = 30
+_OPTIONS = ("-e", "--git-dir")
 
 
 def policy_at(path: Path, revision: str) -> Policy | None:
     """The policy of a file as it was at a revision, None where it was not there. Raises Problems."""
     name = f"{path}@{revision}"
+    if _git(path, "rev-parse", "--git-dir") is None:
+        message = f'this folder is in no git repository, and there is no file "{revision}"; write a file'
+        raise Problems([Problem(name, 1, 1, message)])
     text = _git(path, "cat-file", "-e", f"{revision}^{{commit}}")
     if text is None:
         raise Problems([Problem(name, 1, 1, f'"{revision}" is not a git revision here; check its name')])
@@ -56,7 +60,7 @@ def tell_since(path: Path, revision: str) -> Iterator[str]:
 def _git(path: Path, *arguments: str) -> bytes | None:
     """What git says in the folder of a file, None where it fails. Revisions never count as options."""
     folder = path.parent if path.parent.is_dir() else Path()
-    if any(argument.startswith("-") and argument != "-e" for argument in arguments):
+    if any(argument.startswith("-") and argument not in _OPTIONS for argument in arguments):
         return None
     try:
         ran = subprocess.run(  # no shell, and no argument can be an option

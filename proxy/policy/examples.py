@@ -15,6 +15,7 @@ from proxy.policy import facts as said
 from proxy.policy.evaluate import Decision, Policy
 from proxy.policy.grammar import MATCH as MATCH_KEYS
 from proxy.policy.grammar import Key, Table, choice, many, named, required, table, text
+from proxy.policy.kinds import refuse_other_kinds
 from proxy.policy.matching import MatchReader, Vocabulary
 from proxy.policy.model import Match
 from proxy.policy.reading import Reading
@@ -95,13 +96,15 @@ class Suite:
     claims: tuple[Claim, ...]
 
 
-def policy_path(text: bytes, filename: str) -> str:
-    """The path of the policy that a test file names. Raises Problems."""
+def policy_path(text: bytes, filename: str) -> Scalar:
+    """The path of the policy that a test file names, and where it does. Raises Problems."""
     reading = Reading(text, filename)
+    refuse_other_kinds(reading, "policy_test")
     top = reading.mapping(reading.root, "the test file", SUITE, required(SUITE))
-    path = reading.text(top["policy"], "the policy") if "policy" in top else None
+    path = reading.word(top["policy"], "the policy") if "policy" in top else None
     reading.finish()
-    return path or ""
+    assert path is not None
+    return path
 
 
 def read_suite(text: bytes, filename: str, policy: Policy) -> Suite:

@@ -10,6 +10,7 @@ from proxy.policy.examples import Suite, policy_path, read_suite
 from proxy.policy.source import Problem, Problems
 
 POLICY_SUFFIX, TEST_SUFFIX = ".policy.yaml", ".test.yaml"
+NO_POLICY = "no policy there; name *.policy.yaml files or a folder of them"
 
 
 def read_bytes(path: Path) -> bytes:
@@ -29,8 +30,12 @@ def load_policy(path: Path) -> Policy:
 def load_suite(path: Path) -> Suite:
     """The tests of a file, with the policy that it names beside it. Raises Problems."""
     text = read_bytes(path)
-    policy = load_policy(path.parent / policy_path(text, str(path)))
-    return read_suite(text, str(path), policy)
+    named = policy_path(text, str(path))
+    beside = path.parent / named.text
+    if not beside.exists():
+        message = f'there is no policy "{named.text}"; write its path from the folder of this file'
+        raise Problems([Problem(*named.at, message)], text.decode())
+    return read_suite(text, str(path), load_policy(beside))
 
 
 def find(paths: Iterable[Path], suffix: str) -> Iterator[Path]:

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from proxy.flow import Verdict
 from proxy.policy import grammar
+from proxy.policy.kinds import refuse_other_kinds
 from proxy.policy.matching import MatchReader, Vocabulary
 from proxy.policy.model import (
     RESERVED_IDS,
@@ -42,6 +43,7 @@ _VERDICTS = {"block": Verdict.BLOCK, "tunnel": Verdict.TUNNEL, "direct": Verdict
 def read_model(text: bytes, filename: str) -> Model:
     """The model of a policy file. Raises Problems with all that is wrong with it."""
     reading = Reading(text, filename)
+    refuse_other_kinds(reading, "policy")
     model = _Loader(reading).model()
     reading.finish()
     assert model is not None

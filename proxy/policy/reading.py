@@ -22,8 +22,13 @@ _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean "x"?`, or nothing where no known word is close."""
-    close = get_close_matches(word[:80], islice(known, 2000), n=1, cutoff=0.6)
-    return f'; did you mean "{close[0]}"?' if close else ""
+    close = closest(word, known)
+    return "" if close is None else f'; did you mean "{close}"?'
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was meant, None where none is close."""
+    return next(iter(get_close_matches(word[:80], islice(known, 2000), n=1, cutoff=0.6)), None)
 
 
 def one_of(words: Iterable[str]) -> str:
@@ -57,17 +62,19 @@ class Reading:
     def mapping(
         self, node: Node, what: str, keys: Collection[str], required: Collection[str] = ()
     ) -> dict[str, Node]:
-        """The values of a map by key; unknown and missing keys are problems."""
+        """The values of a map by key; unknown and missing keys are problems, a misspelt one only once."""
         found: dict[str, Node] = {}
+        misspelt: set[str | None] = set()
         for key, value in self.entries(node, what):
             if key.text in keys:
                 found[key.text] = value
             else:
                 cure = did_you_mean(key.text, keys) or f"; it may have {one_of(keys)}"
+                misspelt.add(closest(key.text, keys))
                 self.problem(key, f'unknown key "{key.text}" in {what}{cure}')
         if isinstance(node, Map):
             for key_name in required:
-                if key_name not in found and node.get(key_name) is None:
+                if key_name not in found and key_name not in misspelt:
                     self.problem(node, f'{what} has no "{key_name}"; add it')
         return found
 

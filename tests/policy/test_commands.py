@@ -77,6 +77,45 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert run("check", str(tmp_path / "x.policy.yaml")).exit_code == 1
 
 
+@pytest.mark.parametrize("command", ["check", "prove"])
+def test_a_folder_without_policies_is_not_a_good_one(command: str, tmp_path: Path) -> None:
+    told = run(command, str(tmp_path))
+    assert told.exit_code == 2
+    assert told.output == "zonegate: no policy there; name *.policy.yaml files or a folder of them\n"
+
+
+def test_a_file_of_another_kind_gets_one_line_that_says_what_it_is(old: Path) -> None:
+    site, gateway, test = (old.with_name(name) for name in ("zonegate.yaml", "gateway.yaml", "p.test.yaml"))
+    site.write_text("policy: p.policy.yaml\nzonegate: 1\nzones: {}\ntunnels: {}\n")
+    gateway.write_text("gateway: 1\nlisten: x\n")
+    test.write_text("policy_test: 1\npolicy: p.policy.yaml\n")
+    its_check = f"{site}:2:1: this is a site file; check it with: zonegate up --check -c {site}"
+    for command in ("check", "prove", "test"):
+        told = run(command, str(site)).output
+        assert its_check in told and told.count("yaml:") == 1
+    assert "zonegate gateway -c" in run("check", str(gateway)).output
+    assert "this is a policy; name its *.test.yaml" in run("test", str(old)).output
+    assert f"zonegate test {test}" in run("explain", "--policy", str(test), "--to", "a.test").output
+    test.write_text("polcy_test: 1\npolicy: p.policy.yaml\n")  # a path there is no policy's version
+    assert 'did you mean "policy_test"?' in run("test", str(test)).output
+
+
+def test_a_policy_that_is_not_there_is_an_error_of_the_test_that_names_it(old: Path) -> None:
+    test = old.with_name("p.test.yaml")
+    test.write_text("policy_test: 1\npolicy: q.policy.yaml\n")
+    for command in ("check", "test", "prove"):
+        assert f'{test}:2:9: there is no policy "q.policy.yaml"; write' in run(command, str(test)).output
+
+
+def test_a_misspelt_key_is_told_once(old: Path) -> None:
+    old.write_text(OLD.replace("policy: 1", "polcy: 1"))
+    told = run("check", "--format", "line", str(old)).output
+    assert told == f'{old}:1:1: error: unknown key "polcy" in the policy; did you mean "policy"?\n'
+    old.write_text(OLD.replace("policy: 1", "policy: 1\nzzz: 1").replace("name: p\n", ""))
+    told = run("check", "--format", "line", str(old)).output
+    assert 'the policy has no "name"; add it' in told and 'unknown key "zzz"' in told
+
+
 def test_test_runs_what_ships() -> None:
     told = run("test", str(POLICIES), "--mutants", "--cov-fail-under", "100", "--json")
     assert told.exit_code == 0, told.output
@@ -204,6 +243,13 @@ def test_diff_reads_git_revisions(old: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert run("diff", f"HEAD:{old}", str(old)).output == told.output
     assert run("diff", "nowhere", str(old)).exit_code == 2
     assert run("diff", "--output=x", str(old)).exit_code == 2
+
+
+def test_diff_with_a_revision_needs_a_repository(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(old.parents[1]))
+    monkeypatch.delenv("GIT_DIR", raising=False)
+    told = run("diff", "main", str(old))
+    assert told.exit_code == 2 and "this folder is in no git repository" in told.output
 
 
 def test_the_schemas_are_those_of_the_tables() -> None:
