@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -55,8 +57,8 @@ def command(
 ) -> None:
     """Check policy files and policy test files, or all below a folder.
 
-    Exit code 0 where every file is good (warnings do not count), 1 where one is not, 2 where there is none.
-    --schema prints a schema for editors and needs no FILE.
+    Exit code 0 where every file is good (warnings and notes do not count), 1 where one is not, 2 where
+    there is none. --schema prints a schema for editors and needs no FILE.
     """
     if schema:
         click.echo((Path(files.__file__).parent / "schema" / f"{schema}.json").read_text(), nl=False)
@@ -81,7 +83,7 @@ def command(
             lints += [_of_problem(problem) for problem in problems.problems]
             rendered.append(problems.render())
     _print(lints, rendered, len(found), "json" if as_json else shape)
-    sys.exit(1 if any(line.is_error for line in lints) else 0)
+    sys.exit(1 if any(line.severity == "error" for line in lints) else 0)
 
 
 def _check(path: Path, site: Site) -> list[Lint]:
@@ -92,11 +94,11 @@ def _check(path: Path, site: Site) -> list[Lint]:
     try:
         return lint(files.load_policy(path), site)
     except TooHard as error:
-        return [Lint(str(path), 1, 1, True, str(error))]
+        return [Lint(str(path), 1, 1, "error", str(error))]
 
 
 def _of_problem(problem: Problem) -> Lint:
-    return Lint(problem.file, problem.line, problem.col, True, problem.message)
+    return Lint(problem.file, problem.line, problem.col, "error", problem.message)
 
 
 def _print(lints: list[Lint], rendered: list[str], count: int, shape: str) -> None:
@@ -107,7 +109,7 @@ def _print(lints: list[Lint], rendered: list[str], count: int, shape: str) -> No
                     "file": line.file,
                     "line": line.line,
                     "col": line.col,
-                    "severity": "error" if line.is_error else "warning",
+                    "severity": line.severity,
                     "message": line.message,
                 }
                 for line in lints
@@ -118,18 +120,23 @@ def _print(lints: list[Lint], rendered: list[str], count: int, shape: str) -> No
                 click.echo(str(line))
         case "github":
             for line in lints:
-                kind = "error" if line.is_error else "warning"
+                kind = "notice" if line.severity == "note" else line.severity
                 message = line.message.replace("%", "%25").replace("\n", "%0A")
                 click.echo(f"::{kind} file={line.file},line={line.line},col={line.col}::{message}")
         case _:
             for text in rendered:
                 click.echo(text)
-            errors = sum(line.is_error for line in lints)
-            warnings = len(lints) - errors
-            click.echo(
-                ", ".join((_count(count, "file"), _count(errors, "error"), _count(warnings, "warning"))),
-                err=True,
-            )
+            click.echo(", ".join(_summary(lints, count)), err=True)
+
+
+def _summary(lints: list[Lint], count: int) -> Iterator[str]:
+    """How much of each there is; notes only where there are any."""
+    found = Counter(line.severity for line in lints)
+    yield _count(count, "file")
+    yield _count(found["error"], "error")
+    yield _count(found["warning"], "warning")
+    if found["note"]:
+        yield _count(found["note"], "note")
 
 
 def _count(number: int, what: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -12,12 +13,10 @@ from proxy.cli.errors import fail, fail_at
 from proxy.policy import Policy, files
 from proxy.policy.cover import TooHard, has_z3
 from proxy.policy.examples import Claim
+from proxy.policy.lint import severity_of, told_in_full
 from proxy.policy.prove import EngineName, Finding, Prover
 from proxy.policy.source import Problems
 from proxy.policy.telling import finding_value, tell_finding
-
-# A guard that stops nothing today is a safety net, not a fault.
-_WARNINGS = ("idle-guard",)
 
 
 @click.command("prove", short_help="prove claims over all flows, find dead rules")
@@ -52,13 +51,15 @@ def command(paths: tuple[Path, ...], engine: EngineName, as_json: bool) -> None:
         fail_at(problems.render())
     except TooHard as error:
         fail(str(error) or "this policy is too large for boxes; use --engine auto or z3")
-    failed = [finding for finding in findings if finding.kind not in _WARNINGS]
+    failed = [finding for finding in findings if severity_of(finding) == "error"]
     if as_json:
         click.echo(json.dumps({"proved": proved, "findings": [finding_value(f) for f in findings]}, indent=2))
     else:
         for finding in findings:
-            kind = "warning" if finding.kind in _WARNINGS else "FAILED"
-            click.echo(f"{kind} {finding.id} ({finding.kind})\n{tell_finding(finding)}")
+            severity = severity_of(finding)
+            head = "FAILED" if severity == "error" else severity
+            told = replace(finding, message=told_in_full(finding))
+            click.echo(f"{head} {finding.id} ({finding.kind})\n{tell_finding(told)}")
         click.echo(f"{proved} proved, {len(failed)} failed")
     sys.exit(1 if failed else 0)
 

@@ -1,15 +1,17 @@
 """What is wrong with a policy beyond its words: errors that take a proof, and doubts worth a look.
 
-A route that may change within a connection and a rule that can never decide are errors; the rest are
-warnings. What depends on the site (which zones inspect, whose tunnels resolve) is given by the caller.
+A route that may change within a connection and a rule that can never decide are errors; a guard that
+stops nothing yet is a note, since it is a safety net; the rest are warnings. What depends on the site
+(which zones inspect, whose tunnels resolve) is given by the caller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from ipaddress import ip_network
+from typing import Literal
 
 from proxy.flow import Verdict
 from proxy.policy.cover import TooHard
@@ -21,20 +23,25 @@ from proxy.policy.source import Problem, Problems, Where
 _PRIVATE = tuple(ip_network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
 _WIDE = 8
 
+type Severity = Literal["error", "warning", "note"]
+
+# What a finding is to its author; what is not here is an error.
+SEVERITIES: Mapping[str, Severity] = {"dead-guard": "warning", "idle-guard": "note"}
+_HARMLESS = "harmless: it guards against later rules"
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Lint:
-    """A line for the author. An error refuses the policy, a warning does not."""
+    """A line for the author. An error refuses the policy; a warning wants a look, a note does not."""
 
     file: str
     line: int
     col: int
-    is_error: bool
+    severity: Severity
     message: str
 
     def __str__(self) -> str:
-        kind = "error" if self.is_error else "warning"
-        return f"{self.file}:{self.line}:{self.col}: {kind}: {self.message}"
+        return f"{self.file}:{self.line}:{self.col}: {self.severity}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +70,21 @@ def lint(policy: Policy, site: Site | None = None) -> list[Lint]:
     site = site or Site()
     prover = Prover(policy)
     places = {entry.id: entry.at for entry in (*policy.model.guards, *policy.model.rules)}
-    found = [_of_finding(finding, places, is_error=True) for finding in prover.dead_rules()]
-    found += [_of_finding(finding, places, is_error=False) for finding in prover.idle_guards()]
+    findings = (*prover.dead_rules(), *prover.idle_guards())
+    found = [Lint(*places[f.id], severity_of(f), told_in_full(f)) for f in findings]
     for entry, message in _doubts(policy, site):
-        found.append(Lint(*entry, False, message))
+        found.append(Lint(*entry, "warning", message))
     return sorted(found)
 
 
-def _of_finding(finding: Finding, places: dict[str, Where], *, is_error: bool) -> Lint:
-    return Lint(*places[finding.id], is_error, finding.message)
+def severity_of(finding: Finding) -> Severity:
+    """How bad a finding is."""
+    return SEVERITIES.get(finding.kind, "error")
+
+
+def told_in_full(finding: Finding) -> str:
+    """The message of a finding, and for a note why it is no more."""
+    return f"{finding.message} ({_HARMLESS})" if severity_of(finding) == "note" else finding.message
 
 
 def _doubts(policy: Policy, site: Site) -> Iterator[tuple[Where, str]]:

@@ -41,7 +41,7 @@ class Witness:
 class Finding:
     """One thing that is not as it should be: where, what, and a flow that shows it where there is one."""
 
-    kind: Literal["claim", "dead-rule", "idle-guard", "unstable-route"]
+    kind: Literal["claim", "dead-rule", "dead-guard", "idle-guard", "unstable-route"]
     id: str
     message: str
     where: str
@@ -139,12 +139,17 @@ class Prover:
         return Finding("dead-rule", rule.id, message, str(rule.at))
 
     def idle_guards(self) -> Iterator[Finding]:
-        """Guards that stop nothing which a rule would admit."""
+        """Guards that stop nothing which a rule would admit; dead where no flow has what they match."""
         regions, model = self.regions, self.policy.model
         for guard, cover in zip(model.guards, regions.guards, strict=True):
-            if not self._bites(guard.at_most, cover):
+            if self._bites(guard.at_most, cover):
+                continue
+            if any(self.engine.escape(box, (regions.impossible,)) is not None for box in cover.boxes):
                 message = f'guard "{guard.id}" never bites: no rule admits more than it allows'
                 yield Finding("idle-guard", guard.id, message, str(guard.at))
+            else:
+                message = f'guard "{guard.id}" can never bite: no flow has what it matches; mend or remove it'
+                yield Finding("dead-guard", guard.id, message, str(guard.at))
 
     def _bites(self, at_most: Verdict, guard: Cover) -> bool:
         regions = self.regions

@@ -65,6 +65,29 @@ def test_check_warns_of_what_the_site_cannot_do(old: Path) -> None:
     assert told.exit_code == 0 and '"code" needs method and zone corporate has no inspection' in told.output
 
 
+def test_a_guard_that_stops_nothing_yet_is_a_note_and_one_that_never_can_a_warning(old: Path) -> None:
+    """A safety net is no fault: a newcomer's first check of the seed cries no wolf."""
+    seed = str(POLICIES / "corporate.policy.yaml")
+    told = run("check", seed)
+    assert told.exit_code == 0
+    assert told.output.count(": note: guard ") == told.output.count(
+        "(harmless: it guards against later rules)"
+    )
+    assert told.output.endswith("1 file, 0 errors, 0 warnings, 2 notes\n")
+    assert {found["severity"] for found in json.loads(run("check", "--json", seed).output)} == {"note"}
+    assert run("check", "--format", "github", seed).output.startswith("::notice file=")
+    told = run("prove", seed)
+    assert told.exit_code == 0 and "note no-public-sharing (idle-guard)" in told.output
+    assert "warning" not in told.output and "harmless: it guards" in told.output
+    kinds = [found["kind"] for found in json.loads(run("prove", "--json", seed).output)["findings"]]
+    assert kinds == ["idle-guard", "idle-guard"]
+    dead = "guards:\n  - {id: never, match: {protocol: ssh, method: GET}, at_most: block}\n"
+    old.write_text(OLD.replace("rules:", dead + "rules:"))
+    said = 'guard "never" can never bite: no flow has what it matches; mend or remove it'
+    assert f":5:5: warning: {said}" in run("check", str(old)).output
+    assert said in run("prove", str(old)).output and run("prove", str(old)).exit_code == 0
+
+
 def test_an_unstable_route_is_refused_at_load(old: Path) -> None:
     more = "  - {id: get, match: {to: code, method: GET}, verdict: direct}\n"
     old.write_text(OLD.replace("rules:\n", "rules:\n" + more))
