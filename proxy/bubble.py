@@ -75,9 +75,13 @@ class View:
     def cooperative(self) -> bool:
         """Whether the bubble sees a place where the host keeps sockets, or what its owner runs later."""
         return self.share_home or any(
-            share.is_relative_to("/run") or share.is_socket() or _holds(share, self.home)
+            share.is_socket() or _is_of_the_host(share) or _holds(share, self.home)
             for share in self.share
         )
+
+
+def _is_of_the_host(share: Path) -> bool:
+    return any(share.is_relative_to(place) for place in ("/run", "/proc", "/dev", "/sys"))
 
 
 def _holds(share: Path, home: Path) -> bool:

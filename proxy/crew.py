@@ -39,6 +39,7 @@ from proxy.tunnels.keeper import Keeper
 
 READY_LIMIT_S, DOOR_LIMIT_S = 15.0, 10.0
 SEGMENT_BYTES = 16 << 20
+EARLY_SEGMENTS = 8
 DOORS_AT_ONCE = 4
 QUIET_REPORT = Report(0, 0, 0, 0, 0, "", "", 0)
 
@@ -97,6 +98,7 @@ class Worker:
         self._segment: OpenSegment | None = None
         self._leaving: deque[OpenSegment] = deque()
         self._left = 0
+        self._early = 0
         self._served: dict[str, asyncio.Task[None]] = {}
         self._serving: dict[str, asyncio.Future[None]] = {}
 
@@ -248,6 +250,11 @@ class Worker:
 
     def _next_segment(self, link: Link[FromWorker]) -> None:
         before = self._segment
+        if before is not None and not _is_full(before):
+            # In trouble a worker asks early; one that was taken over would so push old records out.
+            self._early += 1
+            if self._early > EARLY_SEGMENTS:
+                return
         try:
             following = self._segments.open(self.post.zone, self._number)
         except AuditUnwritable as error:
@@ -281,6 +288,12 @@ class Worker:
         if self._segment is not None:
             self._seal(self._segment)
             self._segment = None
+
+
+def _is_full(segment: OpenSegment) -> bool:
+    with contextlib.suppress(OSError):
+        return segment.path.stat().st_size >= SEGMENT_BYTES
+    return True
 
 
 def _dead_end() -> int:

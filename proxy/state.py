@@ -123,6 +123,11 @@ def _tunnel(daemon: Daemon, name: str) -> dict[str, Any]:
     }
 
 
+def _one_line(text: str) -> str:
+    """A worker's words, which go to somebody's terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text[:300])
+
+
 def _worker(zone: str, uid: int, worker: Worker) -> dict[str, Any]:
     report = worker.report
     return {
@@ -136,5 +141,5 @@ def _worker(zone: str, uid: int, worker: Worker) -> dict[str, Any]:
         "refused": report.refused,
         "bytes_up": report.bytes_up,
         "bytes_down": report.bytes_down,
-        "audit_trouble": report.audit_trouble,
+        "audit_trouble": _one_line(report.audit_trouble),
     }

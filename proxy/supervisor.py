@@ -58,8 +58,11 @@ class Places:
         )
 
 
-async def supervise(loaded: Loaded, places: Places, *, cooperative: bool) -> None:
-    """Run the daemon until SIGTERM, SIGINT or `zonegate stop`. SiteError, AdminError at the start."""
+async def supervise(loaded: Loaded, places: Places, *, cooperative: bool) -> bool:
+    """Run the daemon until SIGTERM, SIGINT or `zonegate stop`. SiteError, AdminError at the start.
+
+    False when it stopped because of a fault of its own.
+    """
     structural = not (missing := sandbox.missing())
     if missing and not cooperative:
         raise SiteError("\n".join([*missing, "or accept less and have it said everywhere: --cooperative"]))
@@ -73,6 +76,7 @@ async def supervise(loaded: Loaded, places: Places, *, cooperative: bool) -> Non
         await supervisor.stopped.wait()
         notify.stopping()
         await supervisor.dismiss()
+    return not supervisor.faulty
 
 
 class Supervisor:
@@ -89,6 +93,7 @@ class Supervisor:
         self._ready: dict[tuple[str, int], asyncio.Event] = {}
         self._allocators: dict[tuple[str, int], Allocator] = {}
         self._keep_bubbles = False
+        self.faulty = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- up and down -------------------------------------------------------------------------------
@@ -179,6 +184,7 @@ class Supervisor:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             notify.say(f"stopping: {task.exception()!r}")
+            self.faulty = True
             self.stopped.set()
 
     # -- tunnels -----------------------------------------------------------------------------------

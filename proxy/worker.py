@@ -249,7 +249,7 @@ class Worker:
             self._passage,
             self._new_flow,
             self._backlog,
-            self._most,
+            max(1, self._most * 3 // 4),  # what one bubble leaves to the others
             self._has_room,
         )
         self._link.send(Serving(message.bubble))

@@ -60,6 +60,8 @@ def command(
         x11=x11,
         variables=dict(os.environ),
     )
+    if view.uid == 0:
+        click.echo("zonegate: a bubble of root can change what root owns in /dev; better be a user", err=True)
     if view.cooperative:
         click.echo("zonegate: sharing that makes this bubble only cooperative: see --share", err=True)
     if x11 and not os.environ.get("DISPLAY"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -30,7 +31,9 @@ def command(config: Path | None, cooperative: bool, check: bool) -> None:
     """
     try:
         loaded = load_site(site_file(config, os.geteuid(), os.environ))
-        if not check:
-            asyncio.run(supervise(loaded, Places.of(loaded, os.environ), cooperative=cooperative))
+        if check:
+            click.echo("zonegate: nothing is wrong with these files")
+        elif not asyncio.run(supervise(loaded, Places.of(loaded, os.environ), cooperative=cooperative)):
+            sys.exit(1)
     except (SiteError, AdminError) as error:
         fail(str(error))
