@@ -1,0 +1,268 @@
+"""The commands: their help, their exit codes, and one line for each thing that is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from gates import Gate, gate, gone
+
+from proxy import sandbox
+from proxy.cli import COMMANDS, zonegate
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(zonegate, arguments)
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place where no daemon listens."""
+    monkeypatch.setenv("ZONEGATE_SOCKET", str(tmp_path / "admin.sock"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def there() -> Iterator[Gate]:
+    with gate() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Gate]:
+    """A daemon for those that only ask."""
+    with gate() as made:
+        made.up()
+        made.workers()
+        yield made
+
+
+# -- help --------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_with_a_line(nobody: Path) -> None:
+    for flag in ("--help", "-h"):
+        found = call(flag)
+        assert found.exit_code == 0
+        for name, (_, line) in COMMANDS.items():
+            assert re.search(rf"^  {name} +{re.escape(line[:40])}", found.output, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_each_command_has_help(name: str) -> None:
+    found = call(name, "--help")
+    assert found.exit_code == 0
+    usage, _, words = found.output.partition("\n")
+    assert usage.startswith(f"Usage: zonegate {name}")
+    assert words.strip() and "--help" in words
+
+
+def test_the_list_of_commands_loads_none_of_them() -> None:
+    code = (
+        "import sys; from proxy.cli import zonegate; zonegate(['--help'], standalone_mode=False)\n"
+        "print([name for name in sys.modules if name.startswith('proxy.') and name != 'proxy.cli'])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()[-1] == "[]"
+
+
+def test_the_version_is_said() -> None:
+    assert re.fullmatch(r"zonegate, version \d+\.\d+\.\d+\n", call("--version").output)
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["status", "--nonsense"], ["explain"], ["up", "more"]])
+def test_what_is_no_command_is_a_fault_of_usage(arguments: list[str]) -> None:
+    found = call(*arguments)
+    assert found.exit_code == 2
+    assert "Usage:" in found.stderr and found.stdout == ""
+
+
+# -- one line for each thing that is wrong -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NoDaemon:
+    arguments: tuple[str, ...]
+    code: int
+
+    def __str__(self) -> str:
+        return self.arguments[0]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        NoDaemon(("status",), 2),
+        NoDaemon(("status", "--json"), 2),
+        NoDaemon(("stop",), 2),
+        NoDaemon(("explain", "--to", "site.example"), 2),
+        NoDaemon(("run", "--", "true"), 125),
+    ],
+    ids=str,
+)
+def test_without_a_daemon_the_cure_is_said(nobody: Path, case: NoDaemon) -> None:
+    found = call(*case.arguments)
+    assert found.exit_code == case.code
+    said = f"zonegate: no daemon listens on {nobody / 'admin.sock'}; start one: zonegate up"
+    assert (found.stdout, found.stderr.splitlines()[-1]) == ("", said)
+
+
+@pytest.mark.parametrize("zone", ["../../etc", "a/b", ".", "", "a b"])
+def test_what_is_no_name_of_a_zone_makes_no_directory(nobody: Path, zone: str) -> None:
+    found = call("run", "--zone", zone, "--", "true")
+    assert (found.exit_code, found.stderr) == (2, f'zonegate: "{zone}" is no name of a zone\n')
+    assert list(nobody.iterdir()) == []
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """`change` makes something wrong in the directory of a good site; `said` begins the one line."""
+
+    sentence: str
+    change: Callable[[Path], object]
+    said: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def edit(name: str, old: str, new: str) -> Callable[[Path], object]:
+    def change(directory: Path) -> None:
+        path = directory / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    return change
+
+
+def remove(name: str) -> Callable[[Path], object]:
+    return lambda directory: (directory / name).unlink()
+
+
+SITE, KEY = "zonegate.yaml", "laptop.key"
+WRONG = [
+    Wrong("an unknown key", edit(SITE, "kind: mtls", "kynd: mtls\n    kind: mtls"), f"{SITE}:9:5: .*kynd"),
+    Wrong("a tunnel that is not there", edit(SITE, "[hq]", "[hk]"), f'{SITE}:6:25: "hk" is not a tunnel'),
+    Wrong("no YAML", lambda at: (at / SITE).write_text("a: [\n"), rf"{SITE}:\d+:\d+: "),
+    Wrong("a key that others can read", lambda at: (at / KEY).chmod(0o640), f"{KEY} .*by others.*chmod 600"),
+    Wrong("a key that is not there", remove(KEY), f"{KEY}: .* cannot be read: No such file"),
+    Wrong("no site file", remove(SITE), f"{SITE}: the site file cannot be read: No such file"),
+]
+
+
+@pytest.mark.parametrize("check", [True, False], ids=["with --check", "for real"])
+@pytest.mark.parametrize("case", WRONG, ids=str)
+def test_a_daemon_that_cannot_start_says_why_in_one_line(there: Gate, case: Wrong, check: bool) -> None:
+    case.change(there.directory)
+    found = call("up", "-c", str(there.config), *(["--check"] if check else []))
+    assert found.exit_code == 2
+    lines = found.stderr.splitlines()
+    assert len(lines) == 1 and re.match(rf"zonegate: (.*/)?{case.said}", lines[0]), found.stderr
+    assert not there.socket.exists()
+
+
+def test_a_site_in_which_nothing_is_wrong_is_checked_and_not_started(there: Gate) -> None:
+    found = call("up", "--check", "-c", str(there.config))
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert not there.socket.exists()
+
+
+def test_a_machine_that_cannot_keep_programs_in_is_refused_with_both_cures(
+    there: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "missing", lambda: ["nft is not installed; apt-get install nftables"])
+    found = call("up", "-c", str(there.config))
+    assert found.exit_code == 2
+    first, second = found.stderr.splitlines()
+    assert "apt-get install nftables" in first and "--cooperative" in second
+
+
+# -- a daemon that runs ------------------------------------------------------------------------------
+
+
+def test_status_for_programs_has_these_fields_and_its_code_says_whether_all_is_well(running: Gate) -> None:
+    code, out, err = running.run("status", "--json")
+    found = json.loads(out)
+    assert (code, err) == (1, "")  # the tunnel leads nowhere
+    assert set(found) >= {
+        "enforcement", "since", "site", "policy", "zones", "tunnels", "workers", "bubbles", "trouble",
+    }  # fmt: skip
+    assert set(found["tunnels"]["hq"]) >= {
+        "kind", "gateway", "state", "attested", "words", "peer", "proof_age_s",
+    }  # fmt: skip
+    assert (found["tunnels"]["hq"]["attested"], found["tunnels"]["hq"]["proof_age_s"]) == (False, None)
+    assert found["enforcement"] == "structural"
+
+
+def test_status_for_people(running: Gate) -> None:
+    code, out, err = running.run("status")
+    assert (code, err) == (1, "")
+    for words in ("corporate", "structural", "hq", "no bubble; start a program in one"):
+        assert words in out
+
+
+def test_explain_is_the_daemons_own_answer(running: Gate) -> None:
+    code, out, _ = running.run("explain", "--to", "http://intranet.corp.example/")
+    assert code == 0
+    assert "verdict  block" in out and "proof-or-nothing" in out
+    code, _, err = running.run("explain", "--to", "site.example", "--tunnel", "attested")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--tunnel is the daemon's to say" in err
+    code, out, _ = running.run("explain", "--to", "http://intranet.corp.example/", "--json")
+    assert (code, json.loads(out)["verdict"]) == (0, "block")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--to", "//"], "has no host"),
+        (["--to", "gopher://site.example/"], '"gopher" is not known'),
+        (["--to", "site.example", "--zone", "garden"], "name one zone with --zone"),
+        (["--to", "site.example", "--protocol", "telnet"], "telnet"),
+    ],
+)
+def test_a_flow_that_cannot_be_is_one_line(running: Gate, arguments: list[str], words: str) -> None:
+    code, out, err = running.run("explain", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
+
+
+def test_a_zone_that_is_not_there_is_named_with_those_that_are(running: Gate) -> None:
+    code, _, err = running.run("run", "--zone", "garden", "--", "true")
+    assert code == 125
+    assert err.splitlines()[-1] == 'zonegate: there is no zone "garden" here; there is corporate'
+
+
+def test_cleanup_leaves_a_living_daemon_alone(running: Gate) -> None:
+    code, _, err = running.run("cleanup")
+    assert code == 2
+    assert err == "zonegate: a daemon is running; to end it and its bubbles: zonegate stop\n"
+    assert running.run("status", "--json")[0] == 1
+
+
+def test_cleanup_ends_what_a_killed_daemon_left(there: Gate) -> None:
+    there.up()
+    bubble = there.start("run", "--", "sh", "-c", "echo ready; exec sleep 1000")
+    assert bubble.stdout is not None and bubble.stdout.readline() == "ready\n"
+    assert len(there.status()["bubbles"]) == 1
+    assert there.status()["bubbles"][0]["pid"] == bubble.pid
+    there.daemon.kill()
+    there.daemon.wait()
+    assert not gone(bubble.pid), "the bubble stays, shut in"
+    assert there.run("cleanup") == (0, "ended 1 bubble\n", "")
+    assert bubble.wait(30) != 0
+    assert list((there.directory / "run").iterdir()) == []
+    assert there.run("cleanup") == (0, "ended 0 bubbles\n", "")
+
+
+def test_the_exit_code_of_a_program_is_the_commands(there: Gate) -> None:
+    there.up()
+    assert there.run("run", "--", "sh", "-c", "exit 7")[0] == 7

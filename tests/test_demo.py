@@ -1,0 +1,82 @@
+"""The demonstration as a stranger runs it, and that it notices what is not so."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy.demo import site
+
+LIMIT_S = 120
+# The demonstration with another policy: what it shows must then be something else.
+_WITH_POLICY = """
+import sys
+from pathlib import Path
+from proxy.demo import site
+site.POLICY = Path(sys.argv.pop(1))
+from proxy.cli import main
+main()
+"""
+STEPS = 9
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """For its files, of which nothing may be left."""
+    with tempfile.TemporaryDirectory(prefix="zg-") as directory:
+        yield Path(directory)
+
+
+def demo(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command, "demo", "--once"],
+        env={**os.environ, "TMPDIR": str(place)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+
+
+def test_it_shows_what_it_expects_and_leaves_nothing(place: Path) -> None:
+    done = demo(place, "-m", "proxy.cli")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "✗" not in done.stdout
+    assert len(re.findall(r"✓ .*\n +expected  .+\n +seen +.+\n", done.stdout)) == STEPS
+    peers = set(re.findall(r"sha256:\S+…", done.stdout))
+    assert len(peers) == 1, "every flow went to the one pinned peer"
+    assert list(place.iterdir()) == []
+
+
+def test_a_part_that_is_broken_is_seen_and_ends_it_with_1(place: Path) -> None:
+    """Without the guard the site is blocked all the same, and for another reason than was promised."""
+    text = site.POLICY.read_text()
+    before, _, after = text.partition("  - id: no-public-sharing\n")
+    weakened = before + after[after.index("  - id: ") :]
+    assert "no-public-sharing" not in weakened
+    with tempfile.TemporaryDirectory(prefix="zg-policy-") as directory:
+        policy = Path(directory) / "weakened.policy.yaml"
+        policy.write_text(weakened)
+        done = demo(place, "-c", _WITH_POLICY, str(policy))
+    assert done.returncode == 1, done.stdout + done.stderr
+    (broken,) = re.findall(r"✗ (.*)\n +expected  (.*)\n +seen +(.*)", done.stdout)
+    assert broken[:2] == ("curl http://www.pastehub.example/", "blocked by guard no-public-sharing")
+    assert "blocked by default" in broken[2]
+    assert done.stdout.count("✓") == STEPS - 1
+    assert list(place.iterdir()) == []
+
+
+def test_a_policy_that_cannot_be_read_is_told_with_the_gates_own_words(place: Path) -> None:
+    done = demo(place, "-c", _WITH_POLICY, str(place / "nowhere.policy.yaml"))
+    assert done.returncode == 1
+    assert "the gate of the demonstration ended by itself" in done.stderr
+    assert "nowhere.policy.yaml: the policy cannot be read" in done.stderr
+    assert list(place.iterdir()) == []
