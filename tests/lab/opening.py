@@ -24,14 +24,15 @@ PING_FOR_ALL = "net.ipv4.ping_group_range=0 2147483647"
 def opened(bubble: Bubble) -> Iterator[Wire]:
     """A bubble with a way out for as long as the block lasts, and that way watched."""
     zone, device = bubble.network(), bubble.gate.host.world.device
+    name = f"z{bubble.process.pid}"
     try:
         there = f"/proc/{os.getpid()}/fd/{zone}"
         kernel.must(
             device,
-            f"ip link add z0 type veth peer name up0 netns {there}",
-            "ip link set z0 up",
-            "ip addr add 10.200.3.1/24 dev z0",
-            "ip -6 addr add 2001:db8:3::1/64 dev z0 nodad",
+            f"ip link add {name} type veth peer name up0 netns {there}",
+            f"ip link set {name} up",
+            f"ip addr add 10.200.3.1/24 dev {name}",
+            f"ip -6 addr add 2001:db8:3::1/64 dev {name} nodad",
         )
         remove_capture(zone)
         kernel.must(
@@ -42,12 +43,12 @@ def opened(bubble: Bubble) -> Iterator[Wire]:
             "ip route add default via 10.200.3.1",
             "ip -6 route add default via 2001:db8:3::1",
         )
-        wire = Wire(device, "z0", GATEWAY, GATEWAY_PORT)
+        wire = Wire(device, name, GATEWAY, GATEWAY_PORT)
         try:
             yield wire
         finally:
             wire.close()
-            kernel.run(Place(device), ["ip", "link", "del", "z0"])
+            kernel.run(Place(device), ["ip", "link", "del", name])
     finally:
         os.close(zone)
 

@@ -53,6 +53,23 @@ def test_an_unsealed_worker_is_not_let_in(new_gate: NewGate) -> None:
     assert gate.run("curl", "-sS", "-m", "5", f"http://{NAME}/").code == 125
 
 
+FAMILIES = """
+import socket
+for family in set(range(64)) - {1, 2, 10, 16}:
+    try: socket.socket(family, socket.SOCK_DGRAM).close(); print("made", family)
+    except OSError: pass
+print("tried")"""
+
+
+def test_families_of_sockets(new_gate: NewGate) -> None:
+    """B5: a bubble makes sockets of four families; without the filter the kernel gives it others."""
+    interpreter = python("canary")[0]
+    control = new_gate("bubble-filter").attested()
+    assert "made" in control.run(interpreter, "-c", FAMILIES).out, "a control must be red"
+    control.end()
+    assert new_gate().attested().run(interpreter, "-c", FAMILIES).out == "tried\n"
+
+
 class Services:
     """Pretended services of the host at the places where glibc and programs look for them."""
 
