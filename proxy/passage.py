@@ -103,7 +103,7 @@ class Passage:
         if provisional in SERVER_FIRST:
             flow = replace(flow, protocol=provisional)
         else:
-            seen, first = await self._first_bytes(client)
+            seen, first = await self._first_bytes(client, FIRST_BYTES_LIMIT_S)
             flow = replace(flow, protocol=seen.protocol)
             if not first:
                 return gate_refusal("no-first-bytes", "it said nothing that shows its protocol"), flow, first
@@ -114,9 +114,7 @@ class Passage:
             return gate_refusal("undecided", "its protocol is known and its rules still wait"), flow, first
         return answer, flow, first
 
-    async def _first_bytes(
-        self, client: PlainChannel, limit_s: float = FIRST_BYTES_LIMIT_S
-    ) -> tuple[Seen, bytes]:
+    async def _first_bytes(self, client: PlainChannel, limit_s: float) -> tuple[Seen, bytes]:
         """What the client says first, and what it proves; no bytes when it is silent too long."""
         first = b""
         try:

@@ -253,6 +253,8 @@ REFUSED = [
     Refused("a TLS client sees an alert", "nobody", hello(), ALERT, "default", HTTPS),
     Refused("anything else is reset", "nobody", b"\0\1\2", RESET, "default", HTTP),
     Refused("where nothing can be shown it is reset at once", "nobody", request(), RESET, "default", SSH),
+    Refused("a request on a port of no protocol sees a page too", "nobody", request(), PAGE, "default"),
+    Refused("a TLS client on such a port sees an alert", "nobody", hello(), ALERT, "default"),
     Refused("a request for another name", "web", request("evil.example"), PAGE, "names-disagree", HTTP),
     Refused("a hello for another name", "web", hello("evil.example"), ALERT, "names-disagree", HTTPS),
     Refused("a request with two hosts", "web", TWO_HOSTS, PAGE, "malformed", HTTP),
@@ -314,6 +316,20 @@ def test_a_silent_client_is_not_waited_for_for_ever(
         async with world(Protocol.HTTP) as there:
             assert await there.say(there.flow("web"), end=False) == b""
             assert there.verdict().because.id == "no-first-bytes"
+
+    run(main())
+
+
+def test_who_may_be_waiting_for_the_server_is_not_kept_waiting_for_a_refusal(
+    run: Run, world: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passage, "FIRST_BYTES_LIMIT_S", 3600)
+    monkeypatch.setattr(passage, "UNKNOWN_PORT_LIMIT_S", 0.01)
+
+    async def main() -> None:
+        async with world() as there:
+            assert await there.say(there.flow("nobody"), end=False) == b""
+            assert there.verdict().because.id == "default"
 
     run(main())
 
