@@ -75,8 +75,7 @@ class View:
     def cooperative(self) -> bool:
         """Whether the bubble sees a place where the host keeps sockets, or what its owner runs later."""
         return self.share_home or any(
-            share.is_socket() or _is_of_the_host(share) or _holds(share, self.home)
-            for share in self.share
+            share.is_socket() or _is_of_the_host(share) or _holds(share, self.home) for share in self.share
         )
 
 

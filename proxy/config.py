@@ -107,9 +107,7 @@ class _Reader:
 
     def site(self) -> Site | None:
         reading = self._reading
-        top = reading.mapping(
-            reading.root, "the site file", _TOP, ("zonegate", "policy", "zones", "tunnels")
-        )
+        top = reading.mapping(reading.root, "the site file", _TOP, ("zonegate", "policy", "zones", "tunnels"))
         if "zonegate" in top:
             reading.choice(top["zonegate"], "the version of the site file", ("1",))
         tunnels = self._named(top.get("tunnels"), "tunnel", self._tunnel)
