@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from zoneinfo import ZoneInfo
 
-from proxy.flow import Missing, TunnelFact, TunnelState
+from proxy.flow import Missing, TunnelFact
 from proxy.policy.evaluate import Policy
 from proxy.policy.examples import word
+from proxy.policy.facts import ANY_TUNNEL, ANYBODY
+from proxy.policy.model import Model
 from proxy.policy.prove import Prover, Witness
 from proxy.policy.source import Where
 
@@ -51,23 +52,26 @@ def measure(policy: Policy, decided: Collection[str]) -> Coverage:
     for kind, entry in missing:
         witness = prover.example_of(entry.id) if prover else None
         if witness is not None:
-            gaps.append(Gap(entry.id, kind, entry.at, paste(witness, model.timezone)))
+            gaps.append(Gap(entry.id, kind, entry.at, paste(witness, model)))
     total = len(entries) - len(missing) + len(gaps)
     return Coverage(policy, total - len(gaps), total, tuple(gaps))
 
 
-def paste(witness: Witness, timezone: ZoneInfo) -> str:
+def paste(witness: Witness, model: Model) -> str:
     """A flow as a line of a test file."""
-    facts = ", ".join(f"{key}: {value}" for key, value in _facts(witness, timezone))
+    facts = ", ".join(f"{key}: {value}" for key, value in _facts(witness, model))
     identity = witness.because.id
     verdict = word(witness.verdict)
     return f"- {{id: {identity} decides, flow: {{{facts}}}, expect: {verdict}, by: {identity}}}"
 
 
-def _facts(witness: Witness, timezone: ZoneInfo) -> Iterator[tuple[str, str]]:
+def _facts(witness: Witness, model: Model) -> Iterator[tuple[str, str]]:
+    """What must be said: not the only zone, nor the time where no hour or day matters."""
     flow = witness.flow
-    yield "zone", flow.zone
-    yield "user", flow.user
+    if len(model.zones) > 1:
+        yield "zone", flow.zone
+    if flow.user != ANYBODY:
+        yield "user", flow.user
     for key, members in (("group", flow.groups), ("posture", flow.postures)):
         if members:
             yield key, f"[{', '.join(sorted(members))}]"
@@ -76,17 +80,20 @@ def _facts(witness: Witness, timezone: ZoneInfo) -> Iterator[tuple[str, str]]:
         yield "address", f'"{flow.address}"'
     yield "port", str(flow.port)
     yield "protocol", str(flow.protocol)
-    yield "tunnel", _tunnel(witness.tunnel)
+    yield _tunnel(witness.tunnel)
     for key in ("device", "method", "path", "content_type", "transfer"):
         value = getattr(flow, key)
         if not isinstance(value, Missing):
             yield key, f'"{value}"' if "/" in value else str(value)
     if not isinstance(flow.size, Missing):
         yield "size", str(flow.size)
-    yield "time", f'"{flow.at.astimezone(timezone):%Y-%m-%d %H:%M}"'
+    if model.windows or any(rule.expires for rule in model.rules):
+        yield "time", f'"{flow.at.astimezone(model.timezone):%Y-%m-%d %H:%M}"'
 
 
-def _tunnel(tunnel: TunnelFact | None) -> str:
+def _tunnel(tunnel: TunnelFact | None) -> tuple[str, str]:
     if tunnel is None:
-        return "none"
-    return tunnel.name if tunnel.state is TunnelState.ATTESTED else str(tunnel.state)
+        return "tunnel", "none"
+    if tunnel.name == ANY_TUNNEL:
+        return "tunnel", str(tunnel.state)
+    return "tunnels", f"{{{tunnel.name}: {tunnel.state}}}"

@@ -13,6 +13,7 @@ from difflib import SequenceMatcher
 from proxy.flow import Because, Flow, TunnelFact, Verdict
 from proxy.policy.cover import AutoEngine
 from proxy.policy.evaluate import Policy
+from proxy.policy.plain import make_plain
 from proxy.policy.prove import Disagreement
 from proxy.policy.regions import Box, Cover, Piece, Regions, meet_all
 from proxy.policy.space import Space
@@ -91,7 +92,15 @@ class _Comparison:
         before, after = self.old.judge(flow, tunnel), self.new.judge(flow, tunnel)
         if before.verdict is not one.verdict or after.verdict is not two.verdict:
             raise Disagreement(f"the comparison and the judge differ on {flow}; please report this")
-        return Change(one.verdict, two.verdict, before.because, after.because, flow, tunnel)
+
+        def is_same(less: Flow) -> bool:
+            judged = self.old.judge(less, tunnel), self.new.judge(less, tunnel)
+            return [(j.verdict, j.because) for j in judged] == [
+                (j.verdict, j.because) for j in (before, after)
+            ]
+
+        plain = make_plain(flow, is_same)
+        return Change(one.verdict, two.verdict, before.because, after.because, plain, tunnel)
 
 
 def _unlike(

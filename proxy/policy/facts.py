@@ -52,6 +52,8 @@ KEYS: Mapping[str, str] = {
     "transfer": "upload or download",
     "size": "the bytes of the transfer, such as 11MiB",
 }
+ANYBODY = "somebody"  # the user who is not said
+ANY_TUNNEL = "tunnel"  # the tunnel of which only the state is said
 MANY = ("group", "posture", "tunnels")
 
 # A Monday in a week without a change of summer time anywhere: tests do not depend on the day they run.
@@ -100,7 +102,7 @@ def make_situation(model: Model, facts: Facts) -> Situation:
     }
     flow = Flow(
         zone=zone,
-        user=words.one("user", _user) or "somebody",
+        user=words.one("user", _user) or ANYBODY,
         port=port,
         at=words.one("time", lambda text: _time(text, model)) or _time("wed 10:00", model),
         groups=frozenset(words.all_known("group", model.groups)),
@@ -223,7 +225,7 @@ def _candidates(words: _Words, model: Model) -> tuple[TunnelFact, ...]:
     if text == "none":
         return ()
     if text in states:
-        return (TunnelFact("tunnel", states[text]),)
+        return (TunnelFact(ANY_TUNNEL, states[text]),)
     return (
         TunnelFact(_state("tunnel", text, states, (*known_tunnels(model), "none")), TunnelState.ATTESTED),
     )

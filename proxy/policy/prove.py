@@ -8,7 +8,7 @@ error of the program and said so, never shown as a result.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from proxy.flow import Because, Flow, Origin, TunnelFact, Verdict
@@ -16,6 +16,7 @@ from proxy.policy.cover import AutoEngine, BoxEngine, Engine, Z3Engine, shadower
 from proxy.policy.evaluate import Policy
 from proxy.policy.examples import Claim, word
 from proxy.policy.model import REQUEST_ATTRIBUTES, Match, Rule
+from proxy.policy.plain import make_plain
 from proxy.policy.regions import Box, Cover, Piece, Regions, meet_all
 from proxy.policy.space import Space
 
@@ -69,6 +70,8 @@ class Prover:
         witness = self.find(claim.for_all, claim.unless, frozenset(Verdict) - claim.allowed)
         if witness is None:
             return []
+        asked = [match for match in (claim.for_all, claim.unless) if match is not None]
+        witness = self.plain(witness, asked)
         message = f"not so: this flow gets {word(witness.verdict)}, by {witness.because}"
         return [Finding("claim", claim.id, message, str(claim.at), witness)]
 
@@ -95,6 +98,15 @@ class Prover:
             raise Disagreement(f"proved {word(verdict)}, judged {got} for {flow}; please report this")
         return Witness(flow, tunnel, verdict, judged.because)
 
+    def plain(self, witness: Witness, asked: Sequence[Match] = ()) -> Witness:
+        """The same with fewer facts: the judge says of them what it said."""
+
+        def is_same(flow: Flow) -> bool:
+            judged = self.policy.judge(flow, witness.tunnel)
+            return (judged.verdict, judged.because) == (witness.verdict, witness.because)
+
+        return replace(witness, flow=make_plain(witness.flow, is_same, asked))
+
     def example_of(self, identity: str) -> Witness | None:
         """A flow that a rule or guard decides, for whoever must write a test for it."""
         for piece in self.pieces:
@@ -104,7 +116,7 @@ class Prover:
                 for covers in (self._admitting(piece), piece.covers):
                     escaped = self.engine.escape(box, covers) if covers else None
                     if escaped is not None and self._decides(escaped, identity):
-                        return self.witness(escaped, piece.verdict)
+                        return self.plain(self.witness(escaped, piece.verdict))
         return None
 
     def _admitting(self, piece: Piece) -> tuple[Cover, ...]:

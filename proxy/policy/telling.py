@@ -12,6 +12,7 @@ from proxy.flow import Because, Flow, Judgement, Missing, Stage, TunnelFact, Ver
 from proxy.policy.diff import Change
 from proxy.policy.evaluate import Decision, Policy
 from proxy.policy.examples import describe_flow, describe_tunnels, word
+from proxy.policy.facts import ANY_TUNNEL
 from proxy.policy.prove import Finding, Witness
 
 
@@ -25,8 +26,8 @@ def tell_finding(finding: Finding) -> str:
 
 def tell_flow(flow: Flow, tunnel: TunnelFact | None) -> str:
     """A flow and its tunnel in one line."""
-    through = f"tunnel {tunnel.name} {tunnel.state}" if tunnel else "no tunnel"
-    return f"{describe_flow(flow)}; {through}"
+    name = f" {tunnel.name}" if tunnel and tunnel.name != ANY_TUNNEL else ""
+    return f"{describe_flow(flow)}; {f'tunnel{name} {tunnel.state}' if tunnel else 'no tunnel'}"
 
 
 def tell_changes(changes: Sequence[Change]) -> Iterator[str]:
