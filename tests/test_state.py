@@ -150,6 +150,7 @@ def test_a_flow_is_explained_as_things_stand(daemon: Daemon) -> None:
     found = ask(daemon, "explain", given=INTRANET)
     assert any("verdict  block" in line for line in found["lines"])
     assert any("proof-or-nothing" in line for line in found["lines"])
+    assert "tunnels  hq (stale)" in found["lines"]
 
 
 def test_what_the_daemon_knows_is_not_the_askers_to_say(daemon: Daemon) -> None:
