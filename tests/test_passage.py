@@ -66,6 +66,7 @@ class World:
         self.now = NOON
         self.gate = Gate(load(POLICY, "passage.policy.yaml"), (tunnel.egress,))
         self.table = FlowTable(100)
+        self.was_reset = False
         fd = os.open(records, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         self.segment = Segment(fd, max_bytes=1 << 20)
         numbers = map("f{}".format, itertools.count(1))
@@ -84,7 +85,7 @@ class World:
         return PlainChannel(far), task
 
     async def say(self, flow: Flow, *pieces: bytes, end: bool = True) -> bytes:
-        """What a program that says this reads to the end; empty where it was reset."""
+        """What a program that says this reads to the end; `was_reset` says whether that end was a reset."""
         program, task = self.enter(flow)
         heard = b""
         try:
@@ -94,7 +95,7 @@ class World:
                 await program.write_eof()
             heard = await read_all(program)
         except Reset:
-            pass
+            self.was_reset = True
         finally:
             program.abort()
             await task
@@ -272,6 +273,7 @@ def test_what_is_refused_is_recorded_and_shown_and_never_dialled(
         async with world(case.port_means) as there:
             shown = await there.say(there.flow(case.user, name=case.name), case.says)
             assert shown.startswith(case.shown) and bool(shown) is bool(case.shown)
+            assert there.was_reset is not bool(case.shown), "an end of file would look like an empty answer"
             if shown.startswith(b"HTTP"):
                 assert b"f1" in shown, "the reference to the record"
                 assert case.because.encode() in shown
@@ -521,7 +523,7 @@ def test_what_changes_between_the_judgement_and_the_first_byte(run: Run, world: 
 
             there.tunnel.holder.before = before
             heard = await there.say(there.flow("timed"), b"secret")
-            assert heard == (b"" if case.lost else b"secret")
+            assert (heard, there.was_reset) == (b"" if case.lost else b"secret", case.lost)
             assert got == ([] if case.lost else [b"secret"])
             assert there.end().why == (CHANGED if case.lost else "finished by both ends")
             assert there.passage.tallies.admitted == (0 if case.lost else 1)
