@@ -55,7 +55,7 @@ async def connect(host: str, port: int, limit_s: float) -> socket.socket:
     except TimeoutError as error:
         raise PeerBroken(f"{host}:{port} did not answer in {limit_s:g} s") from error
     except socket.gaierror as error:
-        raise PeerBroken(f"the name {host} has no address here; check the tunnel's gateway") from error
+        raise PeerBroken(f"{host}:{port} has no address here; check the tunnel's gateway") from error
     except OSError as error:
         raise PeerBroken(
             f"{host}:{port} cannot be reached: {os.strerror(error.errno) if error.errno else error}"

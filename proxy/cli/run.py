@@ -60,7 +60,7 @@ def command(
         x11=x11,
         variables=dict(os.environ),
     )
-    if view.uid == 0:
+    if view.uid == 0 and sys.stderr.isatty():
         click.echo("zonegate: a bubble of root can change what root owns in /dev; better be a user", err=True)
     if view.cooperative:
         click.echo("zonegate: sharing that makes this bubble only cooperative: see --share", err=True)

@@ -37,7 +37,7 @@ def world() -> Iterator[World]:
 @pytest.fixture(scope="session", params=["root", "user"])
 def host(world: World, request: pytest.FixtureRequest) -> Host:
     """The device as root and as an ordinary user have it."""
-    return Host(world, request.param)
+    return world.host(request.param)
 
 
 @pytest.fixture(scope="session")

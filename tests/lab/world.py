@@ -66,11 +66,18 @@ class World:
         assert os.geteuid() == 0, "the lab makes network namespaces: run it as root"
         kernel.adopt_orphans()
         self.undo = ExitStack()
+        self._hosts: dict[str, Host] = {}
         try:
             self._make()
         except BaseException:
             self.close()
             raise
+
+    def host(self, who: str) -> Host:
+        """The device as `who` has it; made once, whatever the order of the tests."""
+        if who not in self._hosts:
+            self._hosts[who] = Host(self, who)
+        return self._hosts[who]
 
     def _make(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="zonegate-lab-"))
