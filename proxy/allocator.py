@@ -14,9 +14,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 
+from proxy import namespaces
 from proxy.addresses import parse_name
 from proxy.flow import Because, IPAddress, Origin, Refusal
 from proxy.journal import Boot, Gone, Journal, Rest, Row, Told
@@ -24,6 +25,8 @@ from proxy.journal import Boot, Gone, Journal, Rest, Row, Told
 POOL_V4 = IPv4Network("198.18.0.0/15")  # RFC 2544: for benchmarks, so nothing real is hidden by it
 POOL_V6 = IPv6Network("fd00:7a67::/64")  # RFC 4193; never leaves a namespace, so it need not be random
 POOL_SIZE = POOL_V4.num_addresses
+# What no policy may grant as an address: the pools, and the gate's own addresses in a zone.
+OWN_NETWORKS = (POOL_V4, POOL_V6, ip_network(namespaces.OWN_V4), ip_network(namespaces.OWN_V6))
 FIRST_OFFSET = 256  # below it: kept for the gate's own addresses, should it need any
 
 _BASE_V4, _BASE_V6 = int(POOL_V4.network_address), int(POOL_V6.network_address)

@@ -22,6 +22,7 @@ _PIN = re.compile(r"sha256:[A-Za-z0-9+/]{43}=")
 _PERSON = re.compile(r"[@]?[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\$?|#[0-9]{1,10}|\*")
 _GATEWAY = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]+)):([0-9]{1,5})")
 MAX_FLOWS, MAX_NAMES = 16_384, 4_096
+MAX_TUNNELS = 15  # their descriptors travel in one message
 
 type _ReadNamed[T] = Callable[[str, Node], T | None]
 
@@ -188,6 +189,8 @@ class _Reader:
         reading, what = self._reading, f'zone "{name}"'
         keys = reading.mapping(node, what, ("tunnels", "audit"), ("tunnels",))
         listed = self._listed(keys.get("tunnels"), what, "tunnel", tunnels)
+        if len(listed) > MAX_TUNNELS:
+            reading.problem(node, f"{what} has {len(listed)} tunnels; write at most {MAX_TUNNELS}")
         audit = (
             reading.choice(keys["audit"], f"audit of {what}", ("flows", "counts")) if "audit" in keys else ""
         )

@@ -18,6 +18,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from proxy.allocator import OWN_NETWORKS
 from proxy.config import Person, Site, Tunnel, read_site
 from proxy.policy import Policy, Problems, load
 from proxy.policy.reading import did_you_mean
@@ -69,7 +70,7 @@ def load_site(file: Path) -> Loaded:
     try:
         site = read_site(_read(file, "site file"), file)
         policy_text = _read(site.policy, "policy")
-        policy = load(policy_text, str(site.policy))
+        policy = load(policy_text, str(site.policy), OWN_NETWORKS)
     except Problems as error:
         raise SiteError(str(error)) from error
     if not site.people and os.geteuid() != 0:

@@ -20,14 +20,14 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
-from ipaddress import ip_network
 from itertools import batched
 from pathlib import Path
 from typing import assert_never
 
 import uvloop
 
-from proxy import allocator, ipc, namespaces, prctl
+from proxy import ipc, prctl
+from proxy.allocator import OWN_NETWORKS
 from proxy.asking import Asking
 from proxy.audit import Segment, Tally
 from proxy.captured import Captured
@@ -66,12 +66,6 @@ SWITCH_S = 0.0002
 OTHER_DESCRIPTORS = 1024
 JUDGED_PER_TURN = 128  # well under 5 ms
 SECRETS = Path("/secrets")
-OWN_NETWORKS = (
-    allocator.POOL_V4,
-    allocator.POOL_V6,
-    ip_network(namespaces.OWN_V4),
-    ip_network(namespaces.OWN_V6),
-)
 
 
 def main(arguments: Sequence[str]) -> None:

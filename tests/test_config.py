@@ -277,3 +277,13 @@ class Entry:
 )
 def test_who_may_enter(case: Entry) -> None:
     assert site().may_enter(case.zone, case.uid, case.login, case.groups) == case.allowed
+
+
+def test_a_zone_has_no_more_tunnels_than_one_message_can_bring() -> None:
+    names = [f"t{at}" for at in range(16)]
+    start = GOOD.index("  hq:")
+    tunnel = GOOD[start : GOOD.index("\n", GOOD.index("    key:", start))]
+    many = "\n".join(tunnel.replace("  hq:", f"  {name}:") for name in names)
+    zone = f"zones:\n  corporate: {{tunnels: [{', '.join(names)}]}}"
+    found = problems(f"zonegate: 1\npolicy: p\n{zone}\ntunnels:\n{many}\n")
+    assert len(found) == 1 and 'zone "corporate" has 16 tunnels; write at most 15' in found[0]
