@@ -18,6 +18,15 @@ WITHOUT = frozenset(filter(None, os.environ.get("LAB_WITHOUT", "").split(",")))
 
 OTHER_PORT = 8444
 
+# The control of a row once, as root; the row itself as both users.
+WITH_A_CONTROL = pytest.mark.parametrize(
+    ("host", "control"),
+    [("root", True), ("root", False), ("user", False)],
+    ids=["control", "root", "user"],
+    indirect=["host"],
+)
+AS_ROOT = pytest.mark.parametrize("host", ["root"], indirect=True)  # nothing in it depends on the user
+
 type NewGate = Callable[..., Gate]
 type NewGateway = Callable[..., Gateway]
 

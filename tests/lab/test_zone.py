@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from lab import kernel
-from lab.conftest import NewGate, Watch
+from lab.conftest import WITH_A_CONTROL, NewGate, Watch
 from lab.gate import Gate, python
 from lab.kernel import Place
 from lab.opening import attempt, opened, remove_capture
@@ -110,7 +110,7 @@ def test_raw_frames(gate: Gate, watch: Watch) -> None:
     assert not raw and "sent" not in said, "no CAP_NET_RAW and no AF_PACKET, whatever link there is"
 
 
-@pytest.mark.parametrize("control", [True, False], ids=["control", "defended"])
+@WITH_A_CONTROL
 def test_its_own_capture_vanishes(gate: Gate, watch: Watch, control: bool) -> None:
     """N1: rules, routes and lo of a zone go in the middle of everything; there is no other way to take."""
     bubble = gate.bubble(*python("canary", "loop", PUBLIC))
@@ -302,7 +302,7 @@ SPELLINGS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("control", [True, False], ids=["control", "defended"])
+@WITH_A_CONTROL
 def test_spellings_of_addresses(new_gate: NewGate, watch: Watch, control: bool) -> None:
     """I3: what looks like an address in octal, hex, short or decimal form is nobody's name."""
     gate = new_gate(*(["strict-names"] if control else []))
