@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 from asyncio.subprocess import Process
 from collections.abc import Sequence
@@ -14,15 +16,26 @@ ENVIRONMENT = {"PATH": sandbox.SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
 
 
 async def start(command: Sequence[str], fds: Sequence[int]) -> Process:
-    """Start a process that inherits `fds` and nothing else; its errors go to our standard error."""
-    return await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        pass_fds=tuple(fds),
-        env=ENVIRONMENT,
-        start_new_session=True,
+    """Start a process that inherits `fds` and nothing else; its errors go to our standard error.
+
+    Who is cancelled meanwhile leaves no process behind.
+    """
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            pass_fds=tuple(fds),
+            env=ENVIRONMENT,
+            start_new_session=True,
+        )
     )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError):
+            await end(await starting)
+        raise
 
 
 async def start_module(module: str, theirs: socket.socket, *fds: int) -> Process:
@@ -48,8 +61,11 @@ async def start_sealed(module: str, theirs: socket.socket, *, structural: bool) 
 
 
 async def end(process: Process) -> None:
-    """End a process and wait for it."""
+    """End a process and wait for it.
+
+    With its group: a bubblewrap that is killed while it sets up leaves a child that waits for it for ever.
+    """
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
     await process.wait()

@@ -74,8 +74,8 @@ def main(arguments: Sequence[str]) -> None:
     prctl.no_core_dump()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    ipc.send(sock, Sealed(is_sealed()))
     try:
+        ipc.send(sock, Sealed(is_sealed()))
         configure, fds = ipc.receive(sock, [Configure])
         uvloop.run(_work(sock, configure, fds))
     except ipc.LinkBroken:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import sys
 from asyncio.subprocess import Process
@@ -108,3 +109,43 @@ def test_ending_is_for_good_and_may_be_said_twice() -> None:
             os.kill(process.pid, 0)
 
     asyncio.run(main())
+
+
+def ended(pipe: int, limit_s: float = 20) -> bool:
+    """Whether nobody has the other end of a pipe, or soon will have let go of it."""
+    readable = bool(select.select([pipe], [], [], limit_s)[0])
+    with os.fdopen(pipe, "rb", buffering=0) as read:
+        return readable and read.read(1) == b""
+
+
+def test_a_process_is_ended_with_what_it_has_started() -> None:
+    """bubblewrap's own child waits for ever for a bubblewrap that was killed while it set up."""
+
+    async def main() -> bool:
+        read, write = os.pipe()
+        process = await children.start(
+            ["sh", "-c", f"sleep 1000 & echo begun > /dev/fd/{write}; wait"], [write]
+        )
+        os.close(write)
+        assert await asyncio.to_thread(os.read, read, 100) == b"begun\n"
+        await children.end(process)
+        return ended(read)
+
+    assert asyncio.run(main()), "somebody has the pipe still"
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_who_is_cancelled_while_it_starts_leaves_no_process(steps: int) -> None:
+    async def main() -> bool:
+        read, write = os.pipe()
+        starting = asyncio.create_task(children.start(["sleep", "1000"], [write]))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait([starting])
+        if not starting.cancelled():
+            await children.end(starting.result())
+        os.close(write)
+        return ended(read)
+
+    assert asyncio.run(main()), "somebody has the pipe still"

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,14 @@ def set_up() -> None:
     """As the door does: lo is the way to everywhere, and every address is local."""
     run("ip link set lo up")
     for family, own in OWN.items():
-        run(f"ip -{family} addr add {own} dev lo")
-        run(f"ip -{family} route add local {NOWHERE[family]} dev lo src {own.partition('/')[0]}")
+        run(f"ip -{family} addr add {own} dev lo" + (" nodad" if family == "6" else ""))
+        route = f"ip -{family} route add local {NOWHERE[family]} dev lo src {own.partition('/')[0]}"
+        for _ in range(100):  # an IPv6 address becomes usable a moment after it was added
+            if not (trouble := run(route)):
+                break
+            time.sleep(0.02)
+        else:
+            raise RuntimeError(trouble)
 
 
 def run(command: str) -> str:
