@@ -48,6 +48,20 @@ class Segments:
             text = "must belong to the user who runs the gate and have mode 0700"
             raise AuditUnwritable(f"the audit directory '{directory}' {text}")
 
+    def claim(self) -> int:
+        """Keep other daemons out for as long as the descriptor is open: they would seal what ours write."""
+        try:
+            fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unwritable(self._directory, error) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            cure = "stop that one first, or name another `state` in the site file"
+            raise AuditUnwritable(f"another daemon writes to '{self._directory}'; {cure}") from error
+        return fd
+
     def open(self, zone: str, worker: str) -> OpenSegment:
         """The next segment, with its header."""
         if not _WORD.fullmatch(zone) or not _WORD.fullmatch(worker):

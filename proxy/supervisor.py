@@ -109,6 +109,7 @@ class Supervisor:
         try:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._segments = Segments(state / "audit", clock=lambda: datetime.now(UTC))
+            undo.callback(os.close, self._segments.claim())
             self._segments.seal_left_over()
         except (OSError, AuditUnwritable) as error:
             raise SiteError(f"{state}: {error}") from error

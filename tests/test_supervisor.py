@@ -83,14 +83,21 @@ def test_its_state_is_its_own(there: Gate) -> None:
         assert path.stat().st_mode & 0o077 == 0, path
 
 
-def test_a_second_daemon_is_refused_and_touches_nothing_of_the_first(there: Gate) -> None:
+@pytest.mark.parametrize(
+    ("run", "refusal"), [("run", "another daemon listens on"), ("run2", "another daemon writes to")]
+)
+def test_a_second_daemon_is_refused_and_touches_nothing_of_the_first(
+    there: Gate, run: str, refusal: str
+) -> None:
     there.up()
     there.workers()
     audit = there.directory / "state" / "audit"
     before = {path.name: path.read_bytes() for path in audit.iterdir()}
-    code, _, said = there.run("up", "-c", str(there.config))
+    second = there.config.with_name("second.yaml")
+    second.write_text(there.config.read_text().replace(f"{there.directory}/run", f"{there.directory}/{run}"))
+    code, _, said = there.run("up", "-c", str(second))
     assert code == 2
-    assert said.startswith("zonegate: another daemon listens on") and said.count("\n") == 1
+    assert refusal in said and said.count("\n") == 1, said
     assert {path.name: path.read_bytes() for path in audit.iterdir()} == before, (
         "its open segment is not sealed"
     )

@@ -39,18 +39,18 @@ def command(once: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="zonegate-demo-") as directory:
         run = _free_place() if stays else None
         machines = Machines(Path(directory), run or Path(directory) / "run", dict(os.environ))
+        shown: list[bool] = []
         try:
             with machines.up():
-                shown = [_show(step, console) for step in tell(machines)]
-                good = all(shown)
+                shown.extend(_show(step, console) for step in tell(machines))
                 console.print(f"{sum(shown)} of {len(shown)} as expected")
                 if stays:
                     _stay(machines, run is not None, console)
         except DemoFailed as error:
             fail(str(error), 1)
         except KeyboardInterrupt:
-            good = True
-    sys.exit(0 if good else 1)
+            pass
+    sys.exit(0 if all(shown) else 1)
 
 
 def _free_place() -> Path | None:
