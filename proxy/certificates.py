@@ -7,6 +7,7 @@ given. Keys are ECDSA P-256; every certificate is one that OpenSSL's strict veri
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -73,22 +74,24 @@ class Issued:
 
 def make_authority(name: str, *, now: datetime, days: int = 3650) -> Issued:
     """A self-signed authority that can issue leaf certificates and nothing deeper."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = new_key()
     subject = _subject(name)
     builder = (
-        _unsigned(subject, subject, key, now, days)
+        _unsigned(subject, subject, key.public_key(), now, days)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage("key_cert_sign", "crl_sign"), critical=True)
     )
     return Issued(builder.sign(key, hashes.SHA256()), key)
 
 
-def issue_server(authority: Issued, names: Sequence[str], *, now: datetime, days: int = 397) -> Issued:
-    """A server certificate for DNS names and address literals, at least one."""
+def issue_server(
+    authority: Issued, names: Sequence[str], *, named: str = "", now: datetime, days: int = 397
+) -> Issued:
+    """A server certificate for DNS names and address literals, at least one; `named` is its common name."""
     if not names:
         raise ValueError("a server certificate needs a name; give the host name that clients dial")
     alternatives = x509.SubjectAlternativeName([_alternative(name) for name in names])
-    return _issue(authority, names[0], ExtendedKeyUsageOID.SERVER_AUTH, now, days, alternatives)
+    return _issue(authority, named or names[0], ExtendedKeyUsageOID.SERVER_AUTH, now, days, alternatives)
 
 
 def issue_client(authority: Issued, name: str, *, now: datetime, days: int = 397) -> Issued:
@@ -113,6 +116,43 @@ def fingerprint(der: bytes) -> str:
     return "sha256:" + hashlib.sha256(der).hexdigest()
 
 
+def renew(
+    authority: Issued,
+    before: x509.Certificate,
+    key: ec.EllipticCurvePublicKey,
+    *,
+    now: datetime,
+    days: int = 397,
+) -> x509.Certificate:
+    """A certificate of `key` with the names and the use of the one `before`. The same key keeps its pin."""
+    extensions = before.extensions
+    use = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    alternatives = None
+    with contextlib.suppress(x509.ExtensionNotFound):
+        alternatives = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return _certify(authority, key, before.subject, use, now, days, alternatives)
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    """A key for a certificate."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def common_name(certificate: x509.Certificate) -> str:
+    """Whom a certificate names; "" where it names nobody so."""
+    found = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value) if found else ""
+
+
+def is_for_servers(certificate: x509.Certificate) -> bool:
+    """Whether a server may show it."""
+    try:
+        use = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return False
+    return ExtendedKeyUsageOID.SERVER_AUTH in use
+
+
 def read_issued(certificate: Path, key: Path) -> Issued:
     """What `write_issued` wrote. Raises OSError, and ValueError where the two do not belong together."""
     read = x509.load_pem_x509_certificate(certificate.read_bytes())
@@ -125,9 +165,17 @@ def read_issued(certificate: Path, key: Path) -> Issued:
 def write_issued(issued: Issued, directory: Path, name: str) -> tuple[Path, Path]:
     """Write `name.crt` and `name.key` (0600) and give both paths; a file that exists is never replaced."""
     certificate, key = directory / f"{name}.crt", directory / f"{name}.key"
-    _write_new(key, issued.key_pem, 0o600)
-    _write_new(certificate, issued.pem.encode("ascii"), 0o644)
+    write_new(key, issued.key_pem, 0o600)
+    write_new(certificate, issued.pem.encode("ascii"), 0o644)
     return certificate, key
+
+
+def write_new(path: Path, content: bytes, mode: int) -> None:
+    """Create `path` with exactly `mode`, whatever the umask; one that exists is FileExistsError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        os.fchmod(descriptor, mode)
 
 
 def _issue(
@@ -138,32 +186,44 @@ def _issue(
     days: int,
     alternatives: x509.SubjectAlternativeName | None,
 ) -> Issued:
-    key = ec.generate_private_key(ec.SECP256R1())
+    key, uses = new_key(), x509.ExtendedKeyUsage([use])
+    return Issued(_certify(authority, key.public_key(), _subject(name), uses, now, days, alternatives), key)
+
+
+def _certify(
+    authority: Issued,
+    key: ec.EllipticCurvePublicKey,
+    subject: x509.Name,
+    uses: x509.ExtendedKeyUsage,
+    now: datetime,
+    days: int,
+    alternatives: x509.SubjectAlternativeName | None,
+) -> x509.Certificate:
     issuer_key = authority.key.public_key()
     builder = (
-        _unsigned(_subject(name), authority.certificate.subject, key, now, days)
+        _unsigned(subject, authority.certificate.subject, key, now, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage("digital_signature"), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
+        .add_extension(uses, critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
     )
     if alternatives is not None:
         builder = builder.add_extension(alternatives, critical=False)
-    return Issued(builder.sign(authority.key, hashes.SHA256()), key)
+    return builder.sign(authority.key, hashes.SHA256())
 
 
 def _unsigned(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, now: datetime, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, days: int
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _BACKDATE)
         .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 
@@ -180,11 +240,3 @@ def _alternative(name: str) -> x509.GeneralName:
         return x509.IPAddress(ip_address(name))
     except ValueError:
         return x509.DNSName(name)
-
-
-def _write_new(path: Path, content: bytes, mode: int) -> None:
-    """Create `path` with exactly `mode`, whatever the umask, before a byte is in it."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        os.fchmod(descriptor, mode)

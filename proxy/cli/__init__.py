@@ -14,12 +14,14 @@ import click
 
 # command -> (module, one line for the list of commands). The function in the module is `command`.
 COMMANDS: Mapping[str, tuple[str, str]] = {
+    "init": ("proxy.cli.init", "make the files of a new site"),
     "demo": ("proxy.cli.demo", "the whole product on this machine, with real traffic"),
     "run": ("proxy.cli.run", "run a program in a bubble"),
     "up": ("proxy.cli.up", "run the daemon"),
     "status": ("proxy.cli.status", "what is up, what is proved, who is inside"),
     "stop": ("proxy.cli.stop", "end the daemon and its bubbles"),
     "cleanup": ("proxy.cli.cleanup", "end the bubbles that a killed daemon left"),
+    "cert": ("proxy.cli.cert", "issue, renew, revoke and list tunnel certificates"),
     "gateway": ("proxy.cli.gateway", "run the corporate end of an mtls tunnel"),
     "check": ("proxy.cli.check", "what is wrong with policy files"),
     "test": ("proxy.cli.test", "run policy tests and their claims"),
