@@ -26,7 +26,7 @@ MAX_TUNNELS = 15  # their descriptors travel in one message
 
 type _ReadNamed[T] = Callable[[str, Node], T | None]
 
-_TOP = ("zonegate", "policy", "run", "state", "zones", "tunnels", "people", "limits")
+_TOP = ("zonegate", "policy", "run", "state", "zones", "tunnels", "people", "limits", "inspection")
 _TUNNEL = ("kind", "gateway", "server_name", "ca", "pins", "certificate", "key", "judges_addresses")
 
 
@@ -49,12 +49,14 @@ class Tunnel:
 class Zone:
     """One zone: its tunnels in the order in which they are tried, and whether its flows are recorded.
 
-    `counted_only` is for a personal zone: its flows are counted and not logged.
+    `counted_only` is for a personal zone: its flows are counted and not logged. Where the gate `inspects`,
+    flows whose verdict depends on what is in them are looked into, and its programs trust the inspection CA.
     """
 
     name: str
     tunnels: tuple[str, ...]
     counted_only: bool
+    inspects: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Site:
     people: tuple[Person, ...]
     max_flows: int
     max_names: int
+    inspection: Path | None = None  # the directory of the inspection CA
 
     def may_enter(self, zone: str, uid: int, login: str, groups: Sequence[str]) -> tuple[str, ...] | None:
         """The policy's groups of a user, from every row that fits; None where none lets that user in."""
@@ -122,6 +125,10 @@ class _Reader:
         ]
         limits = reading.mapping(top["limits"], "limits", ("flows", "names")) if "limits" in top else {}
         policy = self._path(top.get("policy"), "policy")
+        inspection = self._path(top.get("inspection"), "inspection")
+        if inspecting := [zone.name for zone in zones.values() if zone.inspects and "inspection" not in top]:
+            cure = "make one: zonegate ca create, and name its directory under inspection"
+            reading.problem(reading.root, f'zone "{inspecting[0]}" inspects and there is no CA; {cure}')
         if policy is None:
             return None
         return Site(
@@ -134,6 +141,7 @@ class _Reader:
             tuple(person for person in people if person),
             self._limit(limits.get("flows"), "flows", MAX_FLOWS),
             self._limit(limits.get("names"), "names", MAX_NAMES),
+            inspection,
         )
 
     def _named[T](self, node: Node | None, what: str, read: _ReadNamed[T]) -> dict[str, T]:
@@ -187,14 +195,15 @@ class _Reader:
 
     def _zone(self, name: str, node: Node, tunnels: Collection[str]) -> Zone | None:
         reading, what = self._reading, f'zone "{name}"'
-        keys = reading.mapping(node, what, ("tunnels", "audit"), ("tunnels",))
+        keys = reading.mapping(node, what, ("tunnels", "audit", "inspect"), ("tunnels",))
         listed = self._listed(keys.get("tunnels"), what, "tunnel", tunnels)
         if len(listed) > MAX_TUNNELS:
             reading.problem(node, f"{what} has {len(listed)} tunnels; write at most {MAX_TUNNELS}")
         audit = (
             reading.choice(keys["audit"], f"audit of {what}", ("flows", "counts")) if "audit" in keys else ""
         )
-        return Zone(name, listed, audit == "counts")
+        inspects = reading.boolean(keys["inspect"], f"inspect of {what}") if "inspect" in keys else False
+        return Zone(name, listed, audit == "counts", inspects or False)
 
     def _is_person(self, key: Scalar) -> bool:
         if _PERSON.fullmatch(key.text):

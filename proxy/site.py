@@ -18,8 +18,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from proxy import inspection_ca
 from proxy.allocator import OWN_NETWORKS
 from proxy.config import Person, Site, Tunnel, read_site
+from proxy.inspection_ca import Authority, CaError
 from proxy.policy import Policy, Problems, load
 from proxy.policy.reading import did_you_mean
 
@@ -63,6 +65,7 @@ class Loaded:
     policy_text: bytes
     policy: Policy
     files: Mapping[str, TunnelFiles]
+    inspection: Authority | None = None
 
 
 def load_site(file: Path) -> Loaded:
@@ -84,9 +87,14 @@ def load_site(file: Path) -> Loaded:
             problems += client_problems(tunnel, files[name], datetime.now(UTC))
         except SiteError as error:
             problems.append(str(error))
+    inspection = None
+    try:
+        inspection = inspection_ca.read(site.inspection) if site.inspection else None
+    except CaError as error:
+        problems.append(str(error))
     if problems:
         raise SiteError("\n".join(problems))
-    return Loaded(site, policy_text, policy, files)
+    return Loaded(site, policy_text, policy, files, inspection)
 
 
 def _zones(site: Site, policy: Policy) -> list[str]:

@@ -287,3 +287,12 @@ def test_a_zone_has_no_more_tunnels_than_one_message_can_bring() -> None:
     zone = f"zones:\n  corporate: {{tunnels: [{', '.join(names)}]}}"
     found = problems(f"zonegate: 1\npolicy: p\n{zone}\ntunnels:\n{many}\n")
     assert len(found) == 1 and 'zone "corporate" has 16 tunnels; write at most 15' in found[0]
+
+
+
+def test_a_zone_that_inspects_needs_a_ca() -> None:
+    text = GOOD.replace("audit: counts}", "audit: counts, inspect: true}")
+    found = site(text + "inspection: ca\n")
+    assert [zone.name for zone in found.zones.values() if zone.inspects] == ["personal"]
+    assert found.inspection == Path("/etc/zonegate/ca")
+    assert ["zonegate ca create" in problem for problem in problems(text)] == [True]

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "cleanup": ("proxy.cli.cleanup", "end the bubbles that a killed daemon left"),
     "cert": ("proxy.cli.cert", "issue, renew, revoke and list tunnel certificates"),
     "gateway": ("proxy.cli.gateway", "run the corporate end of an mtls tunnel"),
+    "ca": ("proxy.cli.ca", "the inspection CA: create, show, rotate"),
     "check": ("proxy.cli.check", "what is wrong with policy files"),
     "test": ("proxy.cli.test", "run policy tests and their claims"),
     "prove": ("proxy.cli.prove", "prove claims over all flows, find dead rules"),
