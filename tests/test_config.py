@@ -289,7 +289,6 @@ def test_a_zone_has_no_more_tunnels_than_one_message_can_bring() -> None:
     assert len(found) == 1 and 'zone "corporate" has 16 tunnels; write at most 15' in found[0]
 
 
-
 def test_a_zone_that_inspects_needs_a_ca() -> None:
     text = GOOD.replace("audit: counts}", "audit: counts, inspect: true}")
     found = site(text + "inspection: ca\n")
