@@ -12,6 +12,7 @@ from proxy.cli.errors import fail, fail_at
 from proxy.cli.revisions import load_either
 from proxy.policy.cover import TooHard
 from proxy.policy.diff import compare
+from proxy.policy.duty_diff import compare_duties
 from proxy.policy.source import Problems
 from proxy.policy.telling import change_value, tell_changes
 
@@ -28,16 +29,19 @@ def command(old: str, new: str, as_json: bool, fail_looser: bool) -> None:
     looser; then a row for each pair of rules between which flows moved, with one of those flows.
     """
     try:
-        changes = compare(load_either(old, _file_of(new)), load_either(new, None))
+        one, two = load_either(old, _file_of(new)), load_either(new, None)
+        changes, duties = compare(one, two), compare_duties(one.model, two.model)
     except Problems as problems:
         fail_at(problems.render())
     except TooHard as error:
         fail(str(error))
-    looser = any(change.is_looser for change in changes)
+    looser = any(change.is_looser for change in changes) or any(duty.is_looser for duty in duties)
     if as_json:
-        click.echo(json.dumps({"looser": looser, "changes": [change_value(c) for c in changes]}, indent=2))
+        told = [{"looser": duty.is_looser, "text": duty.text} for duty in duties]
+        found = {"looser": looser, "changes": [change_value(c) for c in changes], "destinations": told}
+        click.echo(json.dumps(found, indent=2))
     else:
-        for line in tell_changes(changes):
+        for line in tell_changes(changes, duties):
             click.echo(line)
     sys.exit(1 if looser and fail_looser else 0)
 

@@ -9,6 +9,8 @@ evaluate, residual, trace    tables and a flow to a judgement, and the way to it
 facts, examples, coverage    words to a flow; policy tests; what they leave out
 axes, space, regions, cover  all flows, cut into classes; rules as boxes
 prove, diff, mutants, lint   questions about all flows
+duties, duty_reader          what a destination asks beside a verdict: scans, quotas, opacity
+duty_diff                    and what an edit changes in that
 inspected                    the hosts that may be looked into
 telling, schemas             answers in words and as JSON; schemas for editors
 files, pytest_plugin         the two that read files; the judge knows neither

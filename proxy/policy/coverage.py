@@ -45,7 +45,7 @@ class Coverage:
 def measure(policy: Policy, decided: Collection[str]) -> Coverage:
     """The coverage by the ids that decided some flow. What can decide none is not counted: see `prove`."""
     model = policy.model
-    entries = [("guard", g) for g in model.guards] + [("rule", r) for r in model.enforced]
+    entries = [("guard", g) for g in model.guards if not g.implied] + [("rule", r) for r in model.enforced]
     missing = [(kind, entry) for kind, entry in entries if entry.id not in decided]
     prover = Prover(policy) if missing else None
     gaps = []

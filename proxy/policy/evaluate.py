@@ -13,18 +13,24 @@ from hashlib import sha256
 
 from proxy.addresses import IPNetwork
 from proxy.flow import (
+    FAILED,
     NEVER,
+    UNKNOWN,
+    Because,
     Flow,
     Judgement,
     Missing,
     Origin,
+    Stage,
     TunnelFact,
     TunnelState,
     Verdict,
 )
 from proxy.policy import trace as tracing
 from proxy.policy.compile import NO_ADDRESS, NO_TUNNEL, compile_model, gate_outcome
-from proxy.policy.model import REQUEST_ATTRIBUTES, App, Model, Posture
+from proxy.policy.dimensions import may_be_http
+from proxy.policy.duties import Duties
+from proxy.policy.model import REQUEST_ATTRIBUTES, App, Model, Posture, Quota, Scan
 from proxy.policy.residual import builtin, judge_partly
 from proxy.policy.windows import next_edge
 
@@ -50,6 +56,7 @@ class Policy:
         self.hash = sha256(text).hexdigest()
         self._tables = compile_model(model, own)
         direct = [rule.match.zone for rule in self._tables.rules if rule.verdict is Verdict.DIRECT]
+        self._duties = Duties(model.destinations)
         self._direct_zones = {zone for zones in direct for zone in (zones or model.zones)}
 
     @property
@@ -75,12 +82,40 @@ class Policy:
         Raises ValueError for a flow whose time has no time zone.
         """
         judgement = self._judge(flow, tunnel)
+        if self._duties and flow.method in (UNKNOWN, FAILED) and judgement.verdict:
+            judgement = self._scanned(flow, judgement)
         if self._tables.reports:
             found = tuple(tracing.reports(self._tables, flow, tunnel))
             judgement = replace(judgement, reports=found) if found else judgement
         if trace:
             judgement = replace(judgement, trace=tuple(tracing.trace(self._tables, flow, tunnel)))
         return judgement
+
+    def _scanned(self, flow: Flow, judgement: Judgement) -> Judgement:
+        """What goes where something is looked for goes only by requests, each of which is judged."""
+        scanning = [destination for destination in self._duties.of(flow) if destination.scan]
+        if not scanning or not may_be_http(flow):
+            return judgement
+        because = Because(Origin.GATE, "undecided", "what is sent there is scanned")
+        in_play = tuple(
+            Because(Origin.GUARD, f"scan:{d.name}", "what goes there is scanned", str(d.at)) for d in scanning
+        )
+        return replace(
+            judgement, verdict=None, because=because, in_play=in_play,
+            waits_for=frozenset({"content"}), stage=Stage.REQUEST, budgets=(),
+        )  # fmt: skip
+
+    def scan(self, flow: Flow) -> Scan | None:
+        """What is looked for in what is sent by a flow; None where nothing is."""
+        return self._duties.scan(flow) if self._duties else None
+
+    def quotas(self, flow: Flow) -> tuple[Quota, ...]:
+        """How much a flow may carry in a period, whatever its verdict: every one of them counts."""
+        return tuple(quota for destination in self._duties.of(flow) for quota in destination.quotas)
+
+    def is_opaque(self, flow: Flow) -> bool:
+        """Whether a flow goes where nothing is ever looked into."""
+        return any(destination.opaque for destination in self._duties.of(flow))
 
     def _judge(self, flow: Flow, tunnel: TunnelFact | None) -> Judgement:
         tables = self._tables

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.flow import Protocol, Transfer
-from proxy.policy.model import TUNNEL_STATES
+from proxy.policy.model import BUILT_IN_PATTERNS, QUOTA_EVERY, QUOTA_PER, TUNNEL_STATES
 
 type Form = Mapping[str, Any]
 
@@ -62,7 +62,8 @@ def table(keys: Table) -> Form:
 
 _NAME = "^[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,63}$"
 _ID = "^[a-z0-9][a-z0-9._-]{0,63}$"
-_SIZE = r"^(<=|>=|<|>) ?(0|[1-9][0-9]*) ?(B|KiB|MiB|GiB|TiB)$"
+_AMOUNT = r"(0|[1-9][0-9]*) ?(B|KiB|MiB|GiB|TiB)$"
+_SIZE = rf"^(<=|>=|<|>) ?{_AMOUNT}"
 _PORTS = r"^(0|[1-9][0-9]{0,4})(-(0|[1-9][0-9]{0,4}))?$"
 _WINDOW = "^[a-z,-]+ [0-9]{2}:[0-9]{2}-[0-9]{2}:[0-9]{2}$"
 _NAMES = many(text(_NAME))
@@ -115,12 +116,42 @@ APP: Table = {
     "to": Key(many(_TEXT), "its destinations", required=True),
 }
 
+SCAN: Table = {
+    "block": Key(_NAMES, "patterns that end a transfer before they have gone"),
+    "report": Key(_NAMES, "patterns that are recorded, and go"),
+}
+
+QUOTA: Table = {
+    "upload": Key(text(f"^{_AMOUNT}"), "bytes that may go there in a period, such as 1GiB"),
+    "download": Key(text(f"^{_AMOUNT}"), "bytes that may come from there in a period"),
+    "per": Key(choice(*QUOTA_PER), "whom it is for: each user, or all of a zone together", required=True),
+    "every": Key(choice(*QUOTA_EVERY), "the period, in the policy's time zone", required=True),
+}
+
+DESTINATION: Table = {
+    "to": Key(many(_TEXT), "domains, *.domains, networks", required=True),
+    "scan": Key(
+        {"anyOf": [many(text(_NAME)), table(SCAN)]},
+        f"what is looked for in what goes there: {', '.join(BUILT_IN_PATTERNS)}, or a pattern of define",
+    ),
+    "quota": Key(many(table(QUOTA)), "how much may go there or come from there"),
+    "opaque": Key({"enum": [True, False, "true", "false"]}, "true: never looked into; for what pins keys"),
+}
+
+PATTERN: Table = {
+    "words": Key(many(_TEXT), "words or phrases, in any case of letters", required=True),
+}
+
 DEFINE: Table = {
     "zones": Key(_NAMES, "the classes of clients that this policy speaks of", required=True),
     "groups": Key(_NAMES, "the groups of users that it speaks of"),
     "tunnels": Key(_NAMES, "the tunnels that it speaks of; given, no other name is accepted"),
     "postures": Key(named({"type": "object", "additionalProperties": _FACT}, _NAME), "what a device must be"),
-    "destinations": Key(named(many(_TEXT), _NAME), "names for places: domains, *.domains, networks"),
+    "patterns": Key(named(table(PATTERN), _NAME), "names for words that `scan` looks for"),
+    "destinations": Key(
+        named({"anyOf": [many(_TEXT), table(DESTINATION)]}, _NAME),
+        "names for places: domains, *.domains, networks; or a map, with what else is asked of them",
+    ),
     "windows": Key(named(many(text(_WINDOW)), _NAME), "parts of the week, such as mon-fri 07:00-19:00"),
 }
 

@@ -42,6 +42,7 @@ def inspected(model: Model, zones: Collection[str]) -> Scope:
 def _places(model: Model, zones: Collection[str]) -> Iterator[To | None]:
     """What is granted, met with what asks before it or above it; None is everywhere."""
     asking: list[To | None] = [guard.match.to for guard in model.guards if _asks(guard)]
+    asking += [destination.to for destination in model.destinations if destination.scan]
     for rule in model.enforced:
         if rule.verdict is Verdict.BLOCK or not _concerns(rule.match, zones):
             asking += [rule.match.to] if _asks(rule) else []
@@ -73,6 +74,13 @@ def _meet(granted: To | None, asking: To | None) -> To | None:
         names = tuple(n for one in granted.names for two in asking.names if (n := narrower(one, two)))
     networks = [_narrower(one, two) for one in granted.networks for two in asking.networks]
     return To(names, tuple(network for network in networks if network))
+
+
+def meet(one: To, two: To) -> bool:
+    """Whether two places have a host in common: a name that matches both, or an address."""
+    return any(narrower(a, b) for a in one.names for b in two.names) or any(
+        _narrower(a, b) for a in one.networks for b in two.networks
+    )
 
 
 def narrower(one: str, two: str) -> str:

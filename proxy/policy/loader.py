@@ -11,6 +11,8 @@ from zoneinfo import ZoneInfo
 
 from proxy.flow import Verdict
 from proxy.policy import grammar
+from proxy.policy.duties import check_opaque, scan_guard
+from proxy.policy.duty_reader import DutyReader
 from proxy.policy.kinds import refuse_other_kinds
 from proxy.policy.matching import MatchReader, Vocabulary
 from proxy.policy.model import (
@@ -57,6 +59,7 @@ class _Loader:
         self.r = reading
         self.v = Vocabulary()
         self.m = MatchReader(reading, self.v)
+        self.places = DutyReader(reading)
         self.ids: dict[str, int] = {}
 
     def model(self) -> Model | None:
@@ -75,7 +78,8 @@ class _Loader:
         rules = [self._rule(node) for node in self._list(top, "rules")]
         if r.problems or name is None or timezone is None:
             return None
-        return Model(
+        implied = map(scan_guard, self.v.destinations.values())
+        model = Model(
             file=r.filename,
             name=name,
             timezone=timezone,
@@ -86,9 +90,12 @@ class _Loader:
             destinations=(*self.v.destinations.values(), *self.v.inline.values()),
             windows=tuple(self.v.windows.values()),
             apps=tuple(self.v.apps.values()),
-            guards=tuple(guard for guard in guards if guard),
+            guards=tuple(guard for guard in (*guards, *implied) if guard),
             rules=tuple(rule for rule in rules if rule),
+            patterns=tuple(self.v.patterns.values()),
         )
+        check_opaque(r, model)
+        return model
 
     def _check_order(self, top: dict[str, Node]) -> None:
         """A file that was cut short at the end must not have lost its guards."""
@@ -125,11 +132,12 @@ class _Loader:
                 self.m.tunnel(word)
         for key, value in self._entries(found, "postures", "a posture"):
             self.v.postures[key.text] = self._posture(key, value)
+        for key, value in self._entries(found, "patterns", "a pattern"):
+            self.v.patterns[key.text] = self.places.pattern(key, value)
         for key, value in self._entries(found, "destinations", "a destination"):
             if "." in key.text:
                 self.r.problem(key, f'destination "{key.text}" reads as a domain; name it without a dot')
-            to = self.m.to(value, f'destination "{key.text}"', names_known=False)
-            self.v.destinations[key.text] = Destination(key.text, to, key.at)
+            self.v.destinations[key.text] = self._destination(key, value)
         for key, value in self._entries(found, "windows", "a window"):
             spans = [
                 span
@@ -137,6 +145,17 @@ class _Loader:
                 for span in self.r.parsed(word, "window", parse_window) or ()
             ]
             self.v.windows[key.text] = Window(key.text, merge_spans(spans), key.at)
+
+    def _destination(self, key: Scalar, value: Node) -> Destination:
+        what = f'destination "{key.text}"'
+        if not isinstance(value, Map):
+            return Destination(key.text, self.m.to(value, what, names_known=False), key.at)
+        found = self.r.mapping(value, what, grammar.DESTINATION, grammar.required(grammar.DESTINATION))
+        to = self.m.to(found["to"], what, names_known=False) if "to" in found else To()
+        scan = self.places.scan(found["scan"], what, self.v.patterns) if "scan" in found else None
+        quotas = self.places.quotas(key.text, found["quota"], what) if "quota" in found else ()
+        opaque = self.r.boolean(found["opaque"], f"opaque of {what}") if "opaque" in found else False
+        return Destination(key.text, to, key.at, scan, quotas, opaque or False)
 
     def _entries(self, found: dict[str, Node], key: str, what: str) -> tuple[tuple[Scalar, Node], ...]:
         if key not in found:

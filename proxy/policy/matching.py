@@ -12,7 +12,17 @@ from typing import Any
 
 from proxy.flow import Protocol, Transfer
 from proxy.policy import grammar
-from proxy.policy.model import TUNNEL_STATES, App, Destination, Match, Model, Posture, To, Window
+from proxy.policy.model import (
+    TUNNEL_STATES,
+    App,
+    Destination,
+    Match,
+    Model,
+    Pattern,
+    Posture,
+    To,
+    Window,
+)
 from proxy.policy.reading import Reading, did_you_mean
 from proxy.policy.source import Node, Scalar
 from proxy.policy.values import (
@@ -38,6 +48,7 @@ class Vocabulary:
     postures: dict[str, Posture] = field(default_factory=dict)
     destinations: dict[str, Destination] = field(default_factory=dict)
     windows: dict[str, Window] = field(default_factory=dict)
+    patterns: dict[str, Pattern] = field(default_factory=dict)
     apps: dict[str, App] = field(default_factory=dict)
     inline: dict[str, Destination] = field(default_factory=dict)
 

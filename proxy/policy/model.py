@@ -55,6 +55,11 @@ STAGES: Mapping[str, Stage] = {
 REQUEST_ATTRIBUTES = frozenset(name for name, stage in STAGES.items() if stage is Stage.REQUEST)
 MAX_SIZE = (1 << 63) - 1
 
+# The patterns of `scan` that need no definition.
+CARD_NUMBERS, IBAN, PRIVATE_KEYS, AWS_KEYS = "card-numbers", "iban", "private-keys", "aws-keys"
+BUILT_IN_PATTERNS = (CARD_NUMBERS, IBAN, PRIVATE_KEYS, AWS_KEYS)
+QUOTA_PER, QUOTA_EVERY = ("user", "zone"), ("hour", "day", "week", "month")
+
 
 @dataclass(frozen=True, slots=True)
 class To:
@@ -65,12 +70,42 @@ class To:
 
 
 @dataclass(frozen=True, slots=True)
+class Pattern:
+    """A name for words of the author's own that are looked for in what is sent."""
+
+    name: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Patterns, built in or defined, by name: those that end a transfer, and those that are only recorded."""
+
+    block: tuple[str, ...]
+    report: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """Bytes that may go to (or come from) a destination in each period, for each user or for a whole zone."""
+
+    destination: str
+    transfer: Transfer
+    limit_bytes: int
+    per: Literal["user", "zone"]
+    every: Literal["hour", "day", "week", "month"]
+
+
+@dataclass(frozen=True, slots=True)
 class Destination:
     """A named place, or one written out in a rule (then its name is the text there)."""
 
     name: str
     to: To
     at: Where
+    scan: Scan | None = None
+    quotas: tuple[Quota, ...] = ()
+    opaque: bool = False  # never looked into: its programs know their server's key
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +235,7 @@ class Guard(Entry):
 
     unless: Match | None
     at_most: Verdict
+    implied: bool = False  # it follows from a scan, and nobody wrote it
 
     @property
     def reason(self) -> Because:
@@ -235,6 +271,7 @@ class Model:
     apps: tuple[App, ...]
     guards: tuple[Guard, ...]
     rules: tuple[Rule, ...]
+    patterns: tuple[Pattern, ...] = ()
 
     @cached_property
     def enforced(self) -> tuple[Rule, ...]:

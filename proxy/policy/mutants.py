@@ -52,6 +52,8 @@ def mutants(model: Model) -> Iterator[Mutant]:
                 if verdict is not rule.verdict:
                     yield _flipped(model, i, rule, verdict)
     for i, guard in enumerate(model.guards):
+        if guard.implied:
+            continue
         others = (*model.guards[:i], *model.guards[i + 1 :])
         yield _mutant(f'lifting guard "{guard.id}"', guard.at, replace(model, guards=others))
         if guard.unless is not None:

@@ -154,7 +154,7 @@ class Prover:
         """Guards that stop nothing which a rule would admit; dead where no flow has what they match."""
         regions, model = self.regions, self.policy.model
         for guard, cover in zip(model.guards, regions.guards, strict=True):
-            if self._bites(guard.at_most, cover):
+            if guard.implied or self._bites(guard.at_most, cover):
                 continue
             if any(self.engine.escape(box, (regions.impossible,)) is not None for box in cover.boxes):
                 message = f'guard "{guard.id}" never bites: no rule admits more than it allows'

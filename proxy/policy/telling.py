@@ -10,6 +10,7 @@ from typing import Any
 
 from proxy.flow import Because, Flow, Judgement, Missing, Stage, TunnelFact, Verdict
 from proxy.policy.diff import Change
+from proxy.policy.duty_diff import DutyChange
 from proxy.policy.evaluate import Decision, Policy
 from proxy.policy.examples import describe_flow, describe_tunnels, word
 from proxy.policy.facts import ANY_TUNNEL
@@ -30,17 +31,19 @@ def tell_flow(flow: Flow, tunnel: TunnelFact | None) -> str:
     return f"{describe_flow(flow)}; {f'tunnel{name} {tunnel.state}' if tunnel else 'no tunnel'}"
 
 
-def tell_changes(changes: Sequence[Change]) -> Iterator[str]:
-    """First whether anything is looser, then a row for each pair of deciding rules."""
-    looser = [change for change in changes if change.is_looser]
-    if not changes:
+def tell_changes(changes: Sequence[Change], duties: Sequence[DutyChange] = ()) -> Iterator[str]:
+    """First whether anything is looser, then a row for each pair of deciding rules and each duty."""
+    looser = [one.is_looser for one in changes] + [one.is_looser for one in duties]
+    if not changes and not duties:
         yield "no flow gets another verdict"
         return
-    yield f"looser: yes, {len(looser)} of {len(changes)} changes" if looser else "looser: no"
+    yield f"looser: yes, {sum(looser)} of {len(looser)} changes" if any(looser) else "looser: no"
     for change in changes:
         sign = "+" if change.is_looser else "-"
         yield f"{sign} {word(change.old)} by {change.before.id} -> {word(change.new)} by {change.after.id}"
         yield f"    {tell_flow(change.flow, change.tunnel)}"
+    for duty in duties:
+        yield f"{'+' if duty.is_looser else '-'} {duty.text}"
 
 
 def tell_decision(
@@ -58,6 +61,13 @@ def tell_decision(
     yield f"carrier  {carrier}: {why}"
     for budget in judgement.budgets:
         yield f"budget   {budget.transfer} up to {budget.limit_bytes} bytes, by {budget.because}"
+    for quota in policy.quotas(flow):
+        bound = f"{quota.transfer} {quota.limit_bytes} bytes per {quota.per} every {quota.every}"
+        yield f"quota    {bound}, of {quota.destination}"
+    if scan := policy.scan(flow):
+        found = [f"block {', '.join(scan.block)}"] if scan.block else []
+        found += [f"report {', '.join(scan.report)}"] if scan.report else []
+        yield f"scan     {'; '.join(found)}"
     for report in judgement.reports:
         yield f"report   {report}"
     yield "trace"
