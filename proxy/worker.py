@@ -15,7 +15,6 @@ import os
 import resource
 import socket
 import ssl
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -59,10 +58,10 @@ from proxy.messages.worker import (
 )
 from proxy.names import BubbleNames
 from proxy.passage import Passage, Visitor
-from proxy.policy import Policy, Problems, load
+from proxy.policy import Problems, load
+from proxy.reload import let_go, load_beside
 
 REPORT_EVERY_S = 1.0
-SWITCH_S = 0.0002
 OTHER_DESCRIPTORS = 1024
 JUDGED_PER_TURN = 128  # well under 5 ms
 SECRETS = Path("/secrets")
@@ -91,24 +90,6 @@ def is_sealed() -> bool:
             continue
         return False
     return True
-
-
-async def load_beside(text: bytes, file: str) -> Policy:
-    """A policy, compiled in a thread while the loop goes on. Raises Problems.
-
-    The interpreter is told to change threads soon, and to collect no garbage meanwhile: a collection runs to
-    its end before anything else does.
-    """
-    interval_s = sys.getswitchinterval()
-    collects = gc.isenabled()
-    sys.setswitchinterval(SWITCH_S)
-    gc.disable()
-    try:
-        return await asyncio.to_thread(load, text, file, OWN_NETWORKS)
-    finally:
-        sys.setswitchinterval(interval_s)
-        if collects:
-            gc.enable()
 
 
 def boot_ns() -> int:
@@ -282,9 +263,11 @@ class Worker:
         except Problems:
             return
         if number == self._policies:
+            old_parts = self._gate.policy.parts()
             self._gate.policy = policy
             self._await_edge()
             await self._judge_again("the policy was replaced")
+            await let_go(old_parts)
 
     async def _judge_again(self, because: str) -> None:
         """Cut every open flow that would not be admitted now, some at a time: others go on meanwhile.

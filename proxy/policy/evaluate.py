@@ -59,6 +59,10 @@ class Policy:
         self._duties = Duties(model.destinations)
         self._direct_zones = {zone for zones in direct for zone in (zones or model.zones)}
 
+    def parts(self) -> list[object]:
+        """The many small things that a policy is made of, for one who lets go of it a few at a time."""
+        return [*self.model.rules, *self.model.destinations, *self._tables.deciders]
+
     @property
     def name(self) -> str:
         return self.model.name

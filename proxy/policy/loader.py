@@ -5,6 +5,7 @@ Pure but for the time zone, whose rules the standard library reads from the syst
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -28,8 +29,8 @@ from proxy.policy.model import (
     To,
     Window,
 )
-from proxy.policy.reading import Reading
-from proxy.policy.source import Map, Node, Scalar
+from proxy.policy.reading import Reading, one_of
+from proxy.policy.source import Map, Node, Scalar, release
 from proxy.policy.values import (
     ID,
     domain_matches,
@@ -40,6 +41,11 @@ from proxy.policy.values import (
 )
 
 _VERDICTS = {"block": Verdict.BLOCK, "tunnel": Verdict.TUNNEL, "direct": Verdict.DIRECT}
+_CEILINGS = {"block": Verdict.BLOCK, "tunnel": Verdict.TUNNEL}
+_ENTRIES = {
+    "guard": (grammar.GUARD, grammar.required(grammar.GUARD)),
+    "rule": (grammar.RULE, grammar.required(grammar.RULE)),
+}
 
 
 def read_model(text: bytes, filename: str) -> Model:
@@ -48,6 +54,7 @@ def read_model(text: bytes, filename: str) -> Model:
     refuse_other_kinds(reading, "policy")
     model = _Loader(reading).model()
     reading.finish()
+    release(reading.root)
     assert model is not None
     return model
 
@@ -191,11 +198,11 @@ class _Loader:
                 self.r.problem(key, f'{what} and destination "{key.text}" differ; rename one of them')
             self.v.apps[key.text] = App(key.text, title or "", url or "", to, key.at)
 
-    def _entry(self, node: Node, kind: str, keys: grammar.Table) -> tuple[str, dict[str, Node]] | None:
+    def _entry(self, node: Node, kind: str) -> tuple[str, dict[str, Node]] | None:
         """The id and the values of a rule or guard; None where it is of no use."""
         given = node.get("id") if isinstance(node, Map) else None
         label = f'{kind} "{given.text}"' if isinstance(given, Scalar) else kind
-        found = self.r.mapping(node, label, keys, grammar.required(keys))
+        found = self.r.mapping(node, label, *_ENTRIES[kind])
         word = self.r.word(found["id"], f"the id of a {kind}") if "id" in found else None
         if word is None:
             return None
@@ -209,11 +216,11 @@ class _Loader:
         return label, found
 
     def _guard(self, node: Node) -> Guard | None:
-        entry = self._entry(node, "guard", grammar.GUARD)
+        entry = self._entry(node, "guard")
         if entry is None:
             return None
         label, found = entry
-        at_most = self._verdict(found.get("at_most"), "at_most", ("block", "tunnel"))
+        at_most = self._verdict(found.get("at_most"), "at_most", _CEILINGS)
         match = self.m.match(found.get("match"), f"match of {label}")
         unless = self.m.match(found["unless"], f"unless of {label}") if "unless" in found else None
         if unless == Match():
@@ -225,11 +232,11 @@ class _Loader:
         return Guard(**self._common(node, label, found, match), unless=unless, at_most=at_most)
 
     def _rule(self, node: Node) -> Rule | None:
-        entry = self._entry(node, "rule", grammar.RULE)
+        entry = self._entry(node, "rule")
         if entry is None:
             return None
         label, found = entry
-        verdict = self._verdict(found.get("verdict"), "verdict", tuple(_VERDICTS))
+        verdict = self._verdict(found.get("verdict"), "verdict", _VERDICTS)
         match = self.m.match(found.get("match"), f"match of {label}")
         via = self.m.names(found["via"], f"via of {label}") if "via" in found else None
         for word in self.r.words(found["via"], f"via of {label}") if "via" in found else ():
@@ -254,13 +261,13 @@ class _Loader:
             "expires": expires,
         }
 
-    def _verdict(self, node: Node | None, key: str, words: tuple[str, ...]) -> Verdict | None:
+    def _verdict(self, node: Node | None, key: str, known: Mapping[str, Verdict]) -> Verdict | None:
         word = self.r.word(node, key) if node else None
-        if word is None or word.text in words:
-            return _VERDICTS[word.text] if word else None
-        *most, last = words
-        self.r.problem(word, f'{key} "{word.text}" is not a verdict; write {", ".join(most)} or {last}')
-        return None
+        if word is None:
+            return None
+        if word.text not in known:
+            self.r.problem(word, f'{key} "{word.text}" is not a verdict; write {one_of(known)}')
+        return known.get(word.text)
 
 
 def _leads_to(url: str, to: To) -> bool:

@@ -6,7 +6,7 @@ Every word is held against the vocabulary of the policy; a word that nobody defi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,11 @@ from proxy.policy.values import (
     parse_port,
     parse_size_test,
 )
+
+_PROTOCOLS: Mapping[str, Protocol] = {protocol.value: protocol for protocol in Protocol}
+_TRANSFERS: Mapping[str, Transfer] = {transfer.value: transfer for transfer in Transfer}
+_METHOD = "a method; write it in capitals, such as GET"
+_MEDIA_TYPE = "a media type; write it in lower case, as in text/html"
 
 
 @dataclass(slots=True)
@@ -71,6 +76,23 @@ class MatchReader:
 
     def __init__(self, reading: Reading, vocabulary: Vocabulary) -> None:
         self.r, self.v = reading, vocabulary
+        self._readers: Mapping[str, Callable[[Node, str], Any]] = {
+            "zone": lambda node, what: self._known(node, what, "zone", self.v.zones),
+            "user": self.names,
+            "group": lambda node, what: self._known(node, what, "group", self.v.groups),
+            "device": self.names,
+            "posture": lambda node, what: self._known(node, what, "posture", self.v.postures),
+            "to": self.to,
+            "port": lambda node, what: self._each(node, what, parse_port),
+            "protocol": lambda node, what: self._one_of(node, what, "protocol", _PROTOCOLS),
+            "window": lambda node, what: self._known(node, what, "window", self.v.windows),
+            "tunnel": self._tunnels,
+            "method": lambda node, what: self._shaped(node, what, TOKEN, _METHOD),
+            "path": lambda node, what: self._each(node, what, parse_path),
+            "content_type": lambda node, what: self._shaped(node, what, MEDIA, _MEDIA_TYPE),
+            "transfer": lambda node, what: self._one_of(node, what, "transfer", _TRANSFERS),
+            "size": lambda node, what: self.r.parsed(node, "size", parse_size_test),
+        }
 
     def name(self, node: Node, what: str) -> str | None:
         word = self.r.word(node, what)
@@ -81,25 +103,25 @@ class MatchReader:
         return word.text if word else None
 
     def names(self, node: Node, what: str) -> tuple[str, ...]:
-        return tuple(word.text for word in self.r.words(node, what) if self.name(word, what))
+        return tuple([word.text for word in self.r.words(node, what) if self.name(word, what)])
 
     def to(self, node: Node, what: str, *, names_known: bool = True) -> To:
-        names: dict[str, None] = {}
-        networks: dict[Any, None] = {}
-        words = self.r.words(node, what)
-        for word in words:
-            defined = (
-                self.v.destinations.get(word.text) or self.v.apps.get(word.text) if names_known else None
-            )
-            to = defined.to if defined else self._place(word, names_known)
-            if len(words) == 1:
-                return to
-            names.update(dict.fromkeys(to.names))
-            networks.update(dict.fromkeys(to.networks))
+        places = [self._place(word, names_known) for word in self.r.words(node, what)]
+        if len(places) == 1:
+            return places[0]
+        names = {name: None for to in places for name in to.names}
+        networks = {network: None for to in places for network in to.networks}
         return To(tuple(names), tuple(networks))
 
     def _place(self, word: Scalar, names_known: bool) -> To:
-        """A domain or network that is written out; remembered, since rebinding is judged by it."""
+        """A word of the policy, or a domain or network that is written out.
+
+        The latter is remembered, since rebinding is judged by it.
+        """
+        if names_known:
+            defined = self.v.destinations.get(word.text) or self.v.apps.get(word.text)
+            if defined:
+                return defined.to
         try:
             if looks_like_network(word.text):
                 to = To((), (parse_network(word.text),))
@@ -121,45 +143,16 @@ class MatchReader:
         if node is None:
             return None
         found = self.r.mapping(node, what, grammar.MATCH)
-        values = {key: self._test(key, value, f"{key} in {what}") for key, value in found.items()}
-        return Match(**values)
+        read = self._readers
+        return Match(**{key: read[key](value, f"{key} in {what}") for key, value in found.items()})
 
-    def _test(self, key: str, node: Node, what: str) -> Any:
-        r = self.r
-        match key:
-            case "zone":
-                return self._known(node, what, "zone", self.v.zones)
-            case "group":
-                return self._known(node, what, "group", self.v.groups)
-            case "posture":
-                return self._known(node, what, "posture", self.v.postures)
-            case "window":
-                return self._known(node, what, "window", self.v.windows)
-            case "user" | "device":
-                return self.names(node, what)
-            case "to":
-                return self.to(node, what)
-            case "port":
-                return self._each(node, what, parse_port)
-            case "protocol":
-                return tuple(Protocol(text) for text in self._known(node, what, "protocol", tuple(Protocol)))
-            case "tunnel":
-                return tuple(word.text for word in r.words(node, what) if self.tunnel(word))
-            case "method":
-                return self._shaped(node, what, TOKEN, "a method; write it in capitals, such as GET")
-            case "path":
-                return self._each(node, what, parse_path)
-            case "content_type":
-                return self._shaped(
-                    node, what, MEDIA, "a media type; write it in lower case, as in text/html"
-                )
-            case "transfer":
-                return tuple(Transfer(text) for text in self._known(node, what, "transfer", tuple(Transfer)))
-            case "size":
-                return r.parsed(node, "size", parse_size_test)
-        raise AssertionError(f"{key} is in the table of keys and has no reader")
+    def _tunnels(self, node: Node, what: str) -> tuple[str, ...]:
+        return tuple([word.text for word in self.r.words(node, what) if self.tunnel(word)])
 
-    def _known(self, node: Node, what: str, kind: str, known: Iterable[str]) -> tuple[str, ...]:
+    def _one_of[T](self, node: Node, what: str, kind: str, known: Mapping[str, T]) -> tuple[T, ...]:
+        return tuple([known[text] for text in self._known(node, what, kind, known)])
+
+    def _known(self, node: Node, what: str, kind: str, known: Collection[str]) -> tuple[str, ...]:
         words = []
         for word in self.r.words(node, what):
             if word.text in known:
@@ -173,8 +166,9 @@ class MatchReader:
         return tuple(words)
 
     def _each[T](self, node: Node, what: str, parse: Callable[[str], T]) -> tuple[T, ...]:
-        values = (self.r.parsed(word, what.partition(" ")[0], parse) for word in self.r.words(node, what))
-        return tuple(value for value in values if value is not None)
+        kind = what.partition(" ")[0]
+        values = [self.r.parsed(word, kind, parse) for word in self.r.words(node, what)]
+        return tuple([value for value in values if value is not None])
 
     def _shaped(self, node: Node, what: str, shape: re.Pattern[str], wanted: str) -> tuple[str, ...]:
         words = self.r.words(node, what)

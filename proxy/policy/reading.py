@@ -43,7 +43,7 @@ class Reading:
     def __init__(self, text: bytes, filename: str) -> None:
         """Raises Problems where the text is not a well-formed file."""
         self.filename = filename
-        self._text = text.decode("utf-8", "replace").replace("\r\n", "\n")
+        self._text = text
         self.problems: list[Problem] = []
         self.root = read(text, filename)
 
@@ -57,7 +57,7 @@ class Reading:
     def finish(self) -> None:
         """Raises Problems if there was any."""
         if self.problems:
-            raise Problems(self.problems, self._text)
+            raise Problems(self.problems, self._text.decode("utf-8", "replace").replace("\r\n", "\n"))
 
     def mapping(
         self, node: Node, what: str, keys: Collection[str], required: Collection[str] = ()
@@ -111,16 +111,16 @@ class Reading:
         """One text or a list of them, not empty, none twice."""
         if not isinstance(node, Seq):
             word = self.word(node, what)
-            return (word,) if word else ()
+            return () if word is None else (word,)
         if not node.items:
             self.problem(node, f"{what} is an empty list; write a value or remove the key")
         found: dict[str, Scalar] = {}
         for item in node.items:
             word = self.word(item, what)
-            if word and word.text in found:
+            if word is None:
+                continue
+            if found.setdefault(word.text, word) is not word:
                 self.problem(word, f'"{word.text}" is written twice in {what}; remove one')
-            elif word:
-                found[word.text] = word
         return tuple(found.values())
 
     def texts(self, node: Node, what: str) -> tuple[str, ...]:

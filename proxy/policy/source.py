@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from io import BytesIO
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
@@ -19,6 +20,7 @@ MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 20
 MAX_NODES = 150_000
 MAX_PROBLEMS = 100
+_PIECE = 1 << 16
 
 # Names of the module, since these are looked up for every word of a file.
 _ScalarEvent, _SequenceEnd, _MappingEnd = yaml.ScalarEvent, yaml.SequenceEndEvent, yaml.MappingEndEvent
@@ -28,6 +30,7 @@ _ScalarEvent, _SequenceEnd, _MappingEnd = yaml.ScalarEvent, yaml.SequenceEndEven
 _FORBIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufffe\uffff]"
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Where(NamedTuple):
@@ -41,28 +44,38 @@ class Where(NamedTuple):
         return f"{self.file}:{self.line}:{self.col}"
 
 
-@dataclass(frozen=True, slots=True)
-class Scalar:
+@dataclass(slots=True, eq=False)
+class Placed:
+    """What has a place in a file. Not frozen: there are tens of thousands, and freezing costs."""
+
+    mark: yaml.Mark
+
+    @property
+    def at(self) -> Where:
+        """Where it starts, made when it is asked for."""
+        mark = self.mark
+        return Where(mark.name, mark.line + 1, mark.column + 1)
+
+
+@dataclass(slots=True, eq=False)
+class Scalar(Placed):
     """A string as it was written, with its quotes resolved."""
 
     text: str
-    at: Where
 
 
-@dataclass(frozen=True, slots=True)
-class Seq:
+@dataclass(slots=True, eq=False)
+class Seq(Placed):
     """A list."""
 
     items: tuple[Node, ...]
-    at: Where
 
 
-@dataclass(frozen=True, slots=True)
-class Map:
+@dataclass(slots=True, eq=False)
+class Map(Placed):
     """Keys and values in the order of the file; no key occurs twice."""
 
     entries: tuple[tuple[Scalar, Node], ...]
-    at: Where
 
     def get(self, key: str) -> Node | None:
         """The value of a key, None where it is not given."""
@@ -129,6 +142,19 @@ def read(text: bytes, filename: str) -> Node:
     return node
 
 
+def release(node: Node) -> None:
+    """Take apart a tree that nobody needs; freed whole, a big one holds the interpreter for 10 ms."""
+    left = [node]
+    while left:
+        node = left.pop()
+        if isinstance(node, Map):
+            left += [value for _, value in node.entries if not isinstance(value, Scalar)]
+            node.entries = ()
+        elif isinstance(node, Seq):
+            left += [item for item in node.items if not isinstance(item, Scalar)]
+            node.items = ()
+
+
 def _decode(text: bytes, filename: str) -> str:
     """The characters of a file, once its size, encoding and characters are in order."""
 
@@ -150,9 +176,10 @@ def _decode(text: bytes, filename: str) -> str:
             line, col, f"byte 0x{text[error.start]:02x} is not UTF-8; save the file as UTF-8"
         ) from None
     decoded = decoded.replace("\r\n", "\n")
-    if found := _FORBIDDEN.search(decoded):
-        line, col = _line_col(decoded, found.start())
-        raise refuse(line, col, f"character U+{ord(found[0]):04X} is not allowed in a file; remove it")
+    for start in range(0, len(decoded), _PIECE):  # a search holds the interpreter to its end
+        if found := _FORBIDDEN.search(decoded, start, start + _PIECE):
+            line, col = _line_col(decoded, found.start())
+            raise refuse(line, col, f"character U+{ord(found[0]):04X} is not allowed in a file; remove it")
     return decoded
 
 
@@ -160,114 +187,120 @@ def _line_col(text: str, at: int) -> tuple[int, int]:
     return text.count("\n", 0, at) + 1, at - (text.rfind("\n", 0, at) + 1) + 1
 
 
+class _Stream(BytesIO):
+    """A text that the parser reads in pieces; places in it carry its name."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text.encode())
+        self.name = name
+
+
 class _Composer:
-    """Events to nodes. Goes on after a refusal where the tree is still clear."""
+    """Events to nodes. Goes on after a refusal where the tree is still clear.
+
+    It asks events for their class: this is done for every word of a file.
+    """
 
     def __init__(self, text: str, filename: str) -> None:
         self.filename = filename
         self.problems: list[Problem] = []
-        self._events: Callable[[], yaml.Event | None] = yaml.CSafeLoader(text).get_event
-        self._nodes = 0
+        self._next: Callable[[], Any] = yaml.CSafeLoader(_Stream(text, filename)).get_event
+        self._left = MAX_NODES
 
     def refuse(self, at: Where, message: str) -> None:
         self.problems.append(Problem(*at, message))
         if len(self.problems) >= MAX_PROBLEMS:
             raise Refused
 
-    def document(self) -> Node | None:
+    def document(self) -> Node:
+        """The one document of the file. Raises Refused."""
+        try:
+            return self._document()
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            at = Where(self.filename, mark.line + 1, mark.column + 1) if mark else self._start
+            said = f"this is not YAML: {error.problem or 'it ends too soon'}"
+            self.refuse(at, f"{said}; check the brackets and the indentation, and quote text with : # * & !")
+        except (yaml.YAMLError, ValueError):
+            self.refuse(self._start, "this is not YAML; check it from the first line on")
+        raise Refused
+
+    @property
+    def _start(self) -> Where:
+        return Where(self.filename, 1, 1)
+
+    def _document(self) -> Node:
         self._next()  # the start of the stream
         start = self._next()
         if isinstance(start, yaml.StreamEndEvent):
-            self.refuse(Where(self.filename, 1, 1), "the file is empty; write at least its version")
+            self.refuse(self._start, "the file is empty; write at least its version")
             raise Refused
-        if isinstance(start, yaml.DocumentStartEvent) and (start.version or start.tags):
-            self.refuse(self._where(start), "a % directive is not allowed; remove the line")
+        if start.version or start.tags:
+            self.refuse(Placed(start.start_mark).at, "a % directive is not allowed; remove the line")
         node = self._node(self._next(), 0)
         self._next()  # the end of the document
         after = self._next()
         if not isinstance(after, yaml.StreamEndEvent):
-            self.refuse(self._where(after), "a second document is not allowed; write one file for each")
+            at = Placed(after.start_mark).at
+            self.refuse(at, "a second document is not allowed; write one file for each")
         return node
 
-    def _next(self) -> yaml.Event:
-        try:
-            event = self._events()
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            at = Where(self.filename, mark.line + 1, mark.column + 1) if mark else Where(self.filename, 1, 1)
-            said = f"this is not YAML: {error.problem or 'it ends too soon'}"
-            self.refuse(at, f"{said}; check the brackets and the indentation, and quote text with : # * & !")
-            raise Refused from None
-        except (yaml.YAMLError, ValueError):
-            event = None
-        if event is None:
-            self.refuse(Where(self.filename, 1, 1), "this is not YAML; check it from the first line on")
-            raise Refused
-        return event
-
-    def _where(self, event: yaml.Event) -> Where:
-        mark = event.start_mark
-        assert mark is not None  # every event of the parser carries its place
-        return Where(self.filename, mark.line + 1, mark.column + 1)
-
-    def _node(self, event: yaml.Event, depth: int) -> Node:
-        mark = event.start_mark
-        assert mark is not None  # every event of the parser carries its place
-        at = Where(self.filename, mark.line + 1, mark.column + 1)
-        self._nodes += 1
-        if self._nodes > MAX_NODES:
-            self.refuse(at, f"more than {MAX_NODES} values; split the file")
-            raise Refused
-        if isinstance(event, _ScalarEvent):
+    def _node(self, event: Any, depth: int) -> Node:
+        self._left -= 1
+        if self._left < 0:
+            self._stop(event, f"more than {MAX_NODES} values; split the file")
+        kind = event.__class__
+        if kind is _ScalarEvent:
             if event.anchor or event.tag:
-                self._check_properties(event, at)
+                self._check_properties(event)
             if event.style == '"':
-                self._check_characters(event.value, at)
-            return Scalar(event.value, at)
-        if isinstance(event, yaml.AliasEvent):
+                self._check_characters(event)
+            return Scalar(event.start_mark, event.value)
+        if kind is yaml.AliasEvent:
+            at = Placed(event.start_mark).at
             self.refuse(at, f"alias *{event.anchor} is not allowed; write the value out, or quote the text")
-            return Scalar("", at)
+            return Scalar(event.start_mark, "")
         if depth >= MAX_DEPTH:
-            self.refuse(at, f"deeper than {MAX_DEPTH} levels; a policy never needs that")
-            raise Refused
-        assert isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent)
-        self._check_properties(event, at)
-        return self._seq(at, depth) if isinstance(event, yaml.SequenceStartEvent) else self._map(at, depth)
+            self._stop(event, f"deeper than {MAX_DEPTH} levels; a policy never needs that")
+        if event.anchor or event.tag:
+            self._check_properties(event)
+        return (self._seq if kind is yaml.SequenceStartEvent else self._map)(event.start_mark, depth + 1)
 
-    def _seq(self, at: Where, depth: int) -> Seq:
+    def _stop(self, event: Any, message: str) -> NoReturn:
+        self.refuse(Placed(event.start_mark).at, message)
+        raise Refused
+
+    def _seq(self, mark: yaml.Mark, depth: int) -> Seq:
         items = []
-        while not isinstance(event := self._next(), _SequenceEnd):
-            items.append(self._node(event, depth + 1))
-        return Seq(tuple(items), at)
+        while (event := self._next()).__class__ is not _SequenceEnd:
+            items.append(self._node(event, depth))
+        return Seq(mark, tuple(items))
 
-    def _map(self, at: Where, depth: int) -> Map:
-        entries: list[tuple[Scalar, Node]] = []
-        first: dict[str, int] = {}
-        while not isinstance(event := self._next(), _MappingEnd):
-            key = self._node(event, depth + 1)
-            value = self._node(self._next(), depth + 1)
+    def _map(self, mark: yaml.Mark, depth: int) -> Map:
+        entries: dict[str, tuple[Scalar, Node]] = {}
+        while (event := self._next()).__class__ is not _MappingEnd:
+            key = self._node(event, depth)
+            value = self._node(self._next(), depth)
             if not isinstance(key, Scalar):
                 self.refuse(key.at, "a key must be one word; write the list or map as a value")
             elif key.text == "<<":
                 self.refuse(key.at, "a merge key << is not allowed; write the keys out")
-            elif key.text in first:
-                self.refuse(
-                    key.at, f'duplicate key "{key.text}", first on line {first[key.text]}; remove one'
-                )
+            elif key.text in entries:
+                first = entries[key.text][0].at.line
+                self.refuse(key.at, f'duplicate key "{key.text}", first on line {first}; remove one')
             else:
-                first[key.text] = key.at.line
-                entries.append((key, value))
-        return Map(tuple(entries), at)
+                entries[key.text] = (key, value)
+        return Map(mark, tuple(entries.values()))
 
-    def _check_properties(
-        self, event: yaml.ScalarEvent | yaml.SequenceStartEvent | yaml.MappingStartEvent, at: Where
-    ) -> None:
+    def _check_properties(self, event: Any) -> None:
+        at = Placed(event.start_mark).at
         if event.anchor:
             self.refuse(at, f"anchor &{event.anchor} is not allowed; write the value out, or quote the text")
         if event.tag:
             self.refuse(at, f'tag "{event.tag}" is not allowed; remove it, every value is read as text')
 
-    def _check_characters(self, value: str, at: Where) -> None:
+    def _check_characters(self, event: Any) -> None:
         """Escapes in double quotes can write what the file itself may not contain."""
-        if found := _FORBIDDEN.search(value) or re.search("[\ud800-\udfff]", value):
+        if found := _FORBIDDEN.search(event.value) or _SURROGATE.search(event.value):
+            at = Placed(event.start_mark).at
             self.refuse(at, f"character U+{ord(found[0]):04X} is not allowed in a value; remove the escape")

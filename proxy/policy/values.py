@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import date
-from functools import cache
+from functools import cache, lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
 
 import idna
@@ -44,7 +44,7 @@ def _public_suffixes() -> PublicSuffixList:
 def _spans_owners(name: str) -> bool:
     """Whether anybody can register below a name."""
     shown = idna.decode(name) if "xn--" in name else name
-    return bool(_public_suffixes().publicsuffix(shown) == shown)
+    return bool(_public_suffixes().is_public(shown))
 
 
 def looks_like_network(text: str) -> bool:
@@ -92,6 +92,7 @@ def domain_matches(pattern: str, name: str) -> bool:
     return name.endswith(pattern[1:]) if pattern.startswith("*.") else name == pattern
 
 
+@lru_cache(1000)
 def parse_port(text: str) -> Bounds:
     """`443` or `8000-8099`."""
     found = _PORT.fullmatch(text)
