@@ -12,7 +12,7 @@ pyproject.toml, and this is what it is about):
     channel/, link                         bytes of a socket or of TLS; one end of a link under a loop
     audit, journal, segments, chain        what is written down
     allocator, questions, names            synthetic addresses, and the DNS that tells them
-    relay, flow_table, egress              the carrier, the register of open flows, dial while leased
+    relay, flow_table, kept, egress        the carrier, the register of open flows, dial while leased
     first_bytes, gate, vetted, refusals    Flow -> Admission | Refusal, and how a refusal looks
     config, site                           the site file, and all that it names
     authority, new_site                    who issues the tunnels' certificates; a site's first day

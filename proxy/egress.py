@@ -8,6 +8,7 @@ stopped supervisor or a sleeping machine cannot prolong it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections import deque
@@ -15,10 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxy import ipc
-from proxy.channel.connect import ConnectRefused, connect_through
+from proxy.channel.connect import ConnectionEnded, ConnectRefused, connect_through
 from proxy.channel.plain import Backlog
 from proxy.channel.tls import TlsChannel, tls_client
 from proxy.flow import IPAddress, TunnelFact, TunnelState
+from proxy.kept import KeptChannels
 from proxy.link import Link
 from proxy.messages.holding import Dial, Dialled, TunnelSetup
 from proxy.messages.worker import Lease
@@ -56,6 +58,7 @@ class Egress:
         self._generation = 0
         self._link: Link[Dialled] | None = None
         self._waiting: deque[asyncio.Future[socket.socket]] = deque()
+        self._kept = KeptChannels(self._handshaken)
 
     # -- the lease ---------------------------------------------------------------------------------
 
@@ -88,6 +91,7 @@ class Egress:
         were admitted before the gap stay lost."""
         if not self.leased or not lease.deadline_ns:
             self._generation += 1
+            self._kept.drop()
         self._lease = lease
 
     def grant(self) -> Grant | None:
@@ -108,6 +112,7 @@ class Egress:
         if self._link is not None:
             self._link.close()
             self._fail_all()
+        self._kept.drop()
         self._link = link
 
     async def hear_holder(self) -> None:
@@ -166,16 +171,14 @@ class Egress:
 
     async def dial(self, host: str | IPAddress, port: int) -> TlsChannel:
         """A channel to a destination behind the gateway; DialFailed in the user's words."""
-        sock = await self._socket()
+        kept = self._kept.take()
         try:
-            channel = await tls_client(
-                sock,
-                self._context,
-                self._setup.server_name,
-                frozenset(self._setup.pins),
-                TLS_LIMIT_S,
-                self._backlog,
-            )
+            if kept is not None:
+                # In the very moment in which the gateway had enough of waiting: once more, from the start.
+                with contextlib.suppress(ConnectionEnded):
+                    await connect_through(kept, host, port, CONNECT_LIMIT_S)
+                    return kept
+            channel = await self._handshaken()
             await connect_through(channel, host, port, CONNECT_LIMIT_S)
         except ConnectRefused as error:
             raise DialFailed(str(error), by_gateway=True) from error
@@ -183,7 +186,15 @@ class Egress:
             raise DialFailed(str(error)) from error
         return channel
 
+    async def _handshaken(self) -> TlsChannel:
+        """A channel to the pinned gateway that nothing was asked of yet."""
+        sock = await self._socket()
+        pins = frozenset(self._setup.pins)
+        name, limit_s = self._setup.server_name, TLS_LIMIT_S
+        return await tls_client(sock, self._context, name, pins, limit_s, self._backlog)
+
     def close(self) -> None:
-        """Let go of the holder."""
+        """Let go of the holder, and of the channels that are ready."""
+        self._kept.close()
         if self._link is not None:
             self._link.close()

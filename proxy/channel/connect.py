@@ -26,6 +26,10 @@ class ConnectFailed(ConnectionError):
     """The gateway gave no usable answer in time; nothing is known of the destination."""
 
 
+class ConnectionEnded(ConnectFailed):
+    """The gateway ended the connection without an answer."""
+
+
 class ConnectRefused(ConnectFailed):
     """The gateway answered and said no: `status`, and `because` in its own words (one printable line)."""
 
@@ -101,7 +105,7 @@ async def _or_reset(channel: Channel, time_limit_s: float) -> AsyncIterator[None
             case BadHead():
                 raise ConnectFailed(f"the gateway's answer is not HTTP: {error}") from None
             case ConnectionError():
-                raise ConnectFailed(f"the gateway ended the connection ({error})") from None
+                raise ConnectionEnded(f"the gateway ended the connection ({error})") from None
             case _:
                 raise
 

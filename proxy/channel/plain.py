@@ -150,6 +150,15 @@ class PlainChannel:
         data, self._unread = self._unread, b""
         return data
 
+    def poll(self) -> bytes | None:
+        """What is there without waiting; None for nothing yet. Else as `read`."""
+        self.raise_if_over()
+        if not self._unread and not self._eof and not self._take():
+            return None
+        self.raise_if_over()
+        data, self._unread = self._unread, b""
+        return data
+
     def unread(self, data: bytes) -> None:
         """See Channel."""
         self._unread = data + self._unread

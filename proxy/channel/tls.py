@@ -101,6 +101,18 @@ class TlsChannel:
                 self._raw.send(self._outgoing.read())  # as much as the kernel takes: nobody waits for it
         await self._raw.close()
 
+    def is_silent(self) -> bool:
+        """Whether the peer has neither spoken nor ended yet. Tickets and the like are no words."""
+        try:
+            while (data := self._raw.poll()) is not None:
+                if not data:
+                    return False
+                self._incoming.write(data)
+            self._unread += self._decrypt()
+        except ConnectionError:
+            return False
+        return not self._unread and not self._eof
+
     async def shake_hands(self, verify_peer: Callable[[bytes], None]) -> None:
         """Become a connection to a peer that `verify_peer` accepts, before our last flight is sent.
 
