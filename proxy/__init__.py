@@ -24,5 +24,6 @@ pyproject.toml, and this is what it is about):
     crew, reception, admin, remains        workers, who may enter, the admin socket, what is left
     gateway/                               the corporate end of mtls
     worker, supervisor                     the only places that wire
+    leaktest/                              every known way out, tried on this machine
     demo/, cli/                            the demonstration, the commands
 """

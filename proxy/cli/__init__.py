@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("proxy.cli.run", "run a program in a bubble"),
     "up": ("proxy.cli.up", "run the daemon"),
     "status": ("proxy.cli.status", "what is up, what is proved, who is inside"),
+    "leaktest": ("proxy.cli.leaktest", "try every way out of a zone on this machine"),
     "stop": ("proxy.cli.stop", "end the daemon and its bubbles"),
     "cleanup": ("proxy.cli.cleanup", "end the bubbles that a killed daemon left"),
     "cert": ("proxy.cli.cert", "issue, renew, revoke and list tunnel certificates"),

@@ -1,0 +1,105 @@
+"""`zonegate leaktest` on the lab's device: it holds there, and is red wherever something is made to leak."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab import kernel
+from lab.conftest import AS_ROOT, NewGate
+from lab.gate import Gate
+from lab.kernel import Place
+from lab.world import GATEWAY, RESOLVER
+
+LIMIT_S = 90.0
+ROWS = ("N1", "N2", "N4", "N5", "N11", "D1", "I10")
+
+
+def _result(gate: Gate, *options: str) -> tuple[int, dict[str, Any]]:
+    place = gate.host.place
+    there = Place(place.network, place.mounts, place.uid, {**place.environment, **gate.environment})
+    done = kernel.run(there, gate.command("leaktest", "--json", *options), limit_s=LIMIT_S)
+    assert done.out, done
+    return done.code, json.loads(done.out)
+
+
+def _rows(result: dict[str, Any], verdict: str) -> list[str]:
+    return [row["attempt"] for row in result["attempts"] if row["verdict"] == verdict]
+
+
+def test_nothing_leaves(gate: Gate) -> None:
+    """Every attempt held, in every state that could be made, and was seen in its control; the wire agrees."""
+    code, result = _result(gate, *["--disturb"] * (gate.host.uid == 0))
+    assert (_rows(result, "leak"), _rows(result, "not shown")) == ([], []), result
+    assert code == 0, result
+    states = {one["state"] for row in result["attempts"] for one in row["tries"]}
+    stale = {"stale: the daemon is stopped"} if gate.host.uid == 0 else set()
+    assert states == {"attested", "without a daemon", "coming and going", "its rules flushed"} | stale
+    for row in result["attempts"]:
+        shown = row["control"]["seen_at"] or row["control"]["outcome"].startswith("reached")
+        assert shown or row["verdict"] == "not on this machine", row
+    tried = _rows(result, "held")
+    for words in (f"endpoint {GATEWAY}", f"DNS over UDP to {RESOLVER}", "in sight", "169.254.169.254"):
+        assert any(words in title for title in tried), words
+    assert ("up0" in result["captured"]) == (gate.host.uid == 0)
+    assert not (seen := gate.host.world.wire.seen()), [str(frame) for frame in seen[:10]]
+
+
+@AS_ROOT
+def test_a_bubble_that_sees_the_hosts_sockets(new_gate: NewGate) -> None:
+    """Red: the sockets in /run and /tmp of the host, and nothing else."""
+    gate = new_gate("bubble-mounts").attested()
+    code, result = _result(gate, "--row", "B1")
+    leaks = _rows(result, "leak")
+    assert code == 1 and "a Unix socket below /tmp" in leaks, result["result"]
+    assert {row["row"] for row in result["attempts"]} == {"B1"}
+
+
+@pytest.fixture
+def with_a_link(gate: Gate) -> Iterator[str]:
+    """A namespace by name that has a link to the device, as root's `ip netns` would have made it."""
+    name, device = f"zonegate-lab-{os.getpid()}", gate.host.world.device
+    zone = kernel.new_network()
+    root = gate.host.root
+    try:
+        there = f"/proc/{os.getpid()}/fd/{zone}"
+        kernel.must(
+            device,
+            f"ip link add zlink type veth peer name up0 netns {there}",
+            "ip link set zlink up",
+            "ip addr add 10.200.4.1/24 dev zlink",
+        )
+        kernel.must(zone, "ip link set lo up", "ip link set up0 up", "ip addr add 10.200.4.2/24 dev up0",
+                    "ip route add default via 10.200.4.1")  # fmt: skip
+        path = f"/run/netns/{name}"
+        done = kernel.run(
+            root, ["sh", "-ec", f"mkdir -p /run/netns; touch {path}; mount --bind {there} {path}"]
+        )
+        assert done.code == 0, done
+        yield name
+    finally:
+        kernel.run(root, ["sh", "-c", f"umount /run/netns/{name}; rm -f /run/netns/{name}"])
+        kernel.run(Place(device), ["ip", "link", "del", "zlink"])
+        os.close(zone)
+
+
+@AS_ROOT
+def test_a_namespace_with_a_way_out(gate: Gate, with_a_link: str) -> None:
+    """Red: a link, and by it packets of every kind, with the device on which each was seen."""
+    rows = [word for row in ROWS for word in ("--row", row)]
+    code, result = _result(gate, "--netns", with_a_link, *rows)
+    leaks = _rows(result, "leak")
+    assert code == 1, result["result"]
+    for title in (
+        "a device beside lo", "bound to every device, IPv4", "frames by a packet socket", "raw IPv4",
+        "TCP 443, IPv4", "UDP 123, IPv4", "echo request, IPv4", "fragments, IPv4", "multicast 224.0.0.251",
+        "joining a group, IPv4", f"DNS over UDP to {RESOLVER}", f"UDP to the tunnel's endpoint {GATEWAY}",
+        "metadata service 169.254.169.254",
+    ):  # fmt: skip
+        assert title in leaks, (title, leaks)
+    seen = {device for row in result["attempts"] for one in row["tries"] for device in one["seen_at"]}
+    assert "zlink" in seen
