@@ -16,6 +16,7 @@ from proxy.addresses import parse_host
 from proxy.flow import IPAddress
 from proxy.policy.reading import Reading, did_you_mean
 from proxy.policy.source import Map, Node, Scalar
+from proxy.wireguard_config import WireguardTunnel, read_wireguard
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _PIN = re.compile(r"sha256:[A-Za-z0-9+/]{43}=")
@@ -24,6 +25,7 @@ _GATEWAY = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]+)):([0-9]{1,5})")
 MAX_FLOWS, MAX_NAMES = 16_384, 4_096
 MAX_TUNNELS = 15  # their descriptors travel in one message
 
+type AnyTunnel = Tunnel | WireguardTunnel
 type _ReadNamed[T] = Callable[[str, Node], T | None]
 
 _TOP = ("zonegate", "policy", "run", "state", "zones", "tunnels", "people", "limits", "inspection")
@@ -77,7 +79,7 @@ class Site:
     run: Path | None
     state: Path | None
     zones: Mapping[str, Zone]
-    tunnels: Mapping[str, Tunnel]
+    tunnels: Mapping[str, AnyTunnel]
     people: tuple[Person, ...]
     max_flows: int
     max_names: int
@@ -114,7 +116,7 @@ class _Reader:
         top = reading.mapping(reading.root, "the site file", _TOP, ("zonegate", "policy", "zones", "tunnels"))
         if "zonegate" in top:
             reading.choice(top["zonegate"], "the version of the site file", ("1",))
-        tunnels = self._named(top.get("tunnels"), "tunnel", self._tunnel)
+        tunnels: dict[str, AnyTunnel] = self._named(top.get("tunnels"), "tunnel", self._tunnel)
         known = self._names(top.get("tunnels"))
         zones = self._named(top.get("zones"), "zone", lambda name, node: self._zone(name, node, known))
         known_zones = self._names(top.get("zones"))
@@ -160,11 +162,13 @@ class _Reader:
         """Every name of a map; one whose value is wrong has been told of, and is not unknown as well."""
         return [key.text for key, _ in node.entries] if isinstance(node, Map) else []
 
-    def _tunnel(self, name: str, node: Node) -> Tunnel | None:
+    def _tunnel(self, name: str, node: Node) -> AnyTunnel | None:
         reading, what = self._reading, f'tunnel "{name}"'
+        if _kind(node) == "wireguard":
+            return read_wireguard(reading, name, node, self._path)
         keys = reading.mapping(node, what, _TUNNEL, ("kind", "gateway", "ca", "pins", "certificate", "key"))
         if "kind" in keys:
-            reading.choice(keys["kind"], f"kind of {what}", ("mtls",))
+            reading.choice(keys["kind"], f"kind of {what}", ("mtls", "wireguard"))
         gateway = (
             reading.parsed(keys["gateway"], f"gateway of {what}", _gateway) if "gateway" in keys else None
         )
@@ -233,6 +237,13 @@ class _Reader:
 
     def _limit(self, node: Node | None, what: str, most: int) -> int:
         return (self._reading.integer(node, what, 1, most) if node is not None else most) or most
+
+
+def _kind(node: Node) -> str:
+    """What a tunnel says it is, "" where it says nothing that can be read."""
+    values = (value for key, value in (node.entries if isinstance(node, Map) else ()) if key.text == "kind")
+    kind = next(values, None)
+    return kind.text if isinstance(kind, Scalar) else ""
 
 
 def _gateway(text: str) -> tuple[str | IPAddress, int]:

@@ -34,7 +34,7 @@ from proxy.messages.worker import (
     Serving,
 )
 from proxy.segments import OpenSegment, Segments
-from proxy.site import Loaded
+from proxy.site import Loaded, TunnelFiles
 from proxy.tunnels.keeper import Keeper
 
 READY_LIMIT_S, DOOR_LIMIT_S = 15.0, 10.0
@@ -128,8 +128,8 @@ class Worker:
         fds = [ipc.memory_file("policy", loaded.policy_text), self._segment.fd]
         for name in zone.tunnels:
             files, holder = loaded.files[name], self._keepers[name].serve()
-            contents = (files.ca, files.certificate, files.key.reveal())
-            fds += [ipc.memory_file("tunnel", content) for content in contents]
+            if isinstance(files, TunnelFiles):  # the keys of packet tunnels are no worker's business
+                fds += [ipc.memory_file("tunnel", content) for content in files.contents()]
             fds.append(holder.detach() if holder else _dead_end())
         setups = tuple(self._keepers[name].setup for name in zone.tunnels)
         link.send(

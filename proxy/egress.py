@@ -1,31 +1,21 @@
 """A tunnel as a worker sees it: dial, while leased.
 
-Makes no socket: the tunnel's holder connects them and hands them over. What a worker adds is TLS under the
-pinned key, its client certificate and CONNECT. The lease is judged here against CLOCK_BOOTTIME, so that a
-stopped supervisor or a sleeping machine cannot prolong it.
+Makes no socket: the tunnel's holder makes them and hands them over; each kind of tunnel has its own way to
+ask for one (mtls_egress, packet_egress). The lease is judged here against CLOCK_BOOTTIME, so that a stopped
+supervisor or a sleeping machine cannot prolong it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import socket
-import ssl
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from proxy import ipc
-from proxy.channel.connect import ConnectionEnded, ConnectRefused, connect_through
-from proxy.channel.plain import Backlog
-from proxy.channel.tls import TlsChannel, tls_client
+from proxy.channel.plain import Channel
 from proxy.flow import IPAddress, TunnelFact, TunnelState
-from proxy.kept import KeptChannels
-from proxy.link import Link
-from proxy.messages.holding import Dial, Dialled, TunnelSetup
 from proxy.messages.worker import Lease
 
-TLS_LIMIT_S, CONNECT_LIMIT_S, SOCKET_LIMIT_S = 5.0, 15.0, 5.0
 NEVER_LEASED = "no proof of its peer has come yet"
 
 
@@ -46,19 +36,18 @@ class Grant:
     proof_age_s: float
 
 
-class Egress:
-    """One tunnel of a worker. `clock` is CLOCK_BOOTTIME in nanoseconds."""
+class Egress(ABC):
+    """One tunnel of a worker. `clock` is CLOCK_BOOTTIME in nanoseconds.
 
-    def __init__(
-        self, setup: TunnelSetup, context: ssl.SSLContext, backlog: Backlog, clock: Callable[[], int]
-    ) -> None:
-        self.name = setup.name
-        self._setup, self._context, self._backlog, self._clock = setup, context, backlog, clock
-        self._lease = Lease(setup.name, TunnelState.DOWN, NEVER_LEASED, "", 0, 0)
+    `judges_names` is whether names are resolved by the peer, which judges their addresses, or here.
+    """
+
+    judges_names: bool
+
+    def __init__(self, name: str, clock: Callable[[], int]) -> None:
+        self.name, self._clock = name, clock
+        self._lease = Lease(name, TunnelState.DOWN, NEVER_LEASED, "", 0, 0)
         self._generation = 0
-        self._link: Link[Dialled] | None = None
-        self._waiting: deque[asyncio.Future[socket.socket]] = deque()
-        self._kept = KeptChannels(self._handshaken)
 
     # -- the lease ---------------------------------------------------------------------------------
 
@@ -91,7 +80,7 @@ class Egress:
         were admitted before the gap stay lost."""
         if not self.leased or not lease.deadline_ns:
             self._generation += 1
-            self._kept.drop()
+            self.forget()
         self._lease = lease
 
     def grant(self) -> Grant | None:
@@ -105,96 +94,24 @@ class Egress:
         """Whether the flow that got this right may still pass a byte."""
         return grant.generation == self._generation and self._clock() < self._lease.deadline_ns
 
+    @abstractmethod
+    def forget(self) -> None:
+        """Drop what was learnt or made ready under the leases until now."""
+
     # -- dialling ----------------------------------------------------------------------------------
 
-    def connect_holder(self, link: Link[Dialled]) -> None:
+    @abstractmethod
+    def connect_holder(self, sock: socket.socket) -> None:
         """Use a new link to the tunnel's holder. Who waited for the last one is not served by this one."""
-        if self._link is not None:
-            self._link.close()
-            self._fail_all()
-        self._kept.drop()
-        self._link = link
 
+    @abstractmethod
     async def hear_holder(self) -> None:
-        """Hand the sockets that the holder connects to those who wait; returns when the holder is gone."""
-        link = self._link
-        assert link is not None
-        try:
-            while True:
-                answer, fds = await link.receive()
-                self._deliver(answer, fds)
-        except ipc.LinkBroken:
-            if self._link is link:
-                self._link = None
-                self._fail_all()
+        """Hand what the holder makes to those who wait; returns when the holder is gone."""
 
-    def _deliver(self, answer: Dialled, fds: list[int]) -> None:
-        for fd in fds:
-            sock = socket.socket(fileno=fd)
-            sock.setblocking(False)
-            while self._waiting:
-                waiter = self._waiting.popleft()
-                if not waiter.done():
-                    waiter.set_result(sock)
-                    break
-            else:
-                sock.close()
-        if not fds:
-            self._fail(answer.trouble or "the tunnel's holder gave no socket")
+    @abstractmethod
+    async def dial(self, host: str | IPAddress, port: int) -> Channel:
+        """A channel to a destination; DialFailed in the user's words."""
 
-    def _fail(self, words: str) -> None:
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_exception(DialFailed(words))
-                return
-
-    def _fail_all(self) -> None:
-        while self._waiting:
-            self._fail("the tunnel's holder is gone")
-
-    async def _socket(self) -> socket.socket:
-        if self._link is None or self._link.closed:
-            raise DialFailed("the tunnel's holder is not there")
-        waiter: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        self._link.send(Dial(1))
-        try:
-            async with asyncio.timeout(SOCKET_LIMIT_S):
-                return await waiter
-        except (TimeoutError, asyncio.CancelledError) as error:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                waiter.result().close()  # it came in the moment in which nobody wanted it any more
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            raise DialFailed(f"the tunnel's holder gave no socket in {SOCKET_LIMIT_S:g} s") from error
-
-    async def dial(self, host: str | IPAddress, port: int) -> TlsChannel:
-        """A channel to a destination behind the gateway; DialFailed in the user's words."""
-        kept = self._kept.take()
-        try:
-            if kept is not None:
-                # In the very moment in which the gateway had enough of waiting: once more, from the start.
-                with contextlib.suppress(ConnectionEnded):
-                    await connect_through(kept, host, port, CONNECT_LIMIT_S)
-                    return kept
-            channel = await self._handshaken()
-            await connect_through(channel, host, port, CONNECT_LIMIT_S)
-        except ConnectRefused as error:
-            raise DialFailed(str(error), by_gateway=True) from error
-        except ConnectionError as error:
-            raise DialFailed(str(error)) from error
-        return channel
-
-    async def _handshaken(self) -> TlsChannel:
-        """A channel to the pinned gateway that nothing was asked of yet."""
-        sock = await self._socket()
-        pins = frozenset(self._setup.pins)
-        name, limit_s = self._setup.server_name, TLS_LIMIT_S
-        return await tls_client(sock, self._context, name, pins, limit_s, self._backlog)
-
+    @abstractmethod
     def close(self) -> None:
-        """Let go of the holder, and of the channels that are ready."""
-        self._kept.close()
-        if self._link is not None:
-            self._link.close()
+        """Let go of the holder."""

@@ -102,11 +102,11 @@ def make_zone() -> None:
     ipv6 = Path("/proc/net/if_inet6").exists()
     if ipv6:
         _allow_ipv6()
-    _run(["ip", "-batch", "-"], LINK_V4 + (LINK_V6 if ipv6 else ""))
-    _run(["nft", "-f", "-"], capture_rules())
+    run(["ip", "-batch", "-"], LINK_V4 + (LINK_V6 if ipv6 else ""))
+    run(["nft", "-f", "-"], capture_rules())
     for tries_left in reversed(range(ROUTE_V6_TRIES if ipv6 else 0)):
         try:
-            return _run(["ip", "-batch", "-"], ROUTE_V6)
+            return run(["ip", "-batch", "-"], ROUTE_V6)
         except NamespaceError:
             if not tries_left:
                 raise
@@ -122,7 +122,8 @@ def _allow_ipv6() -> None:
             switch.write_text("0")
 
 
-def _run(command: Sequence[str], text: str) -> None:
+def run(command: Sequence[str], text: str = "") -> None:
+    """Run one of the system's tools with `text` as its input; NamespaceError with its first complaint."""
     path = "/usr/sbin:/usr/bin:/sbin:/bin"
     try:
         done = subprocess.run(

@@ -1,12 +1,14 @@
-"""Two promises that a process makes of itself to the kernel (prctl(2)). Standard library only."""
+"""Promises that a process makes of itself to the kernel (prctl(2), capset(2)). Standard library only."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import struct
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -21,6 +23,15 @@ def die_with_parent(parent: int) -> None:
 def no_core_dump() -> None:
     """No core file and no ptrace by the same user: this process has keys in memory."""
     _call(_PR_SET_DUMPABLE, 0)
+
+
+def give_up_capabilities() -> None:
+    """Have no capability in any namespace, and gain none by executing a program."""
+    _call(_PR_SET_NO_NEW_PRIVS, 1)
+    head, none = struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24)
+    if _libc.capset(head, none):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "capset")
 
 
 def _call(option: int, value: int) -> None:

@@ -20,10 +20,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from proxy import inspection_ca
 from proxy.allocator import OWN_NETWORKS
-from proxy.config import Person, Site, Tunnel, read_site
+from proxy.config import AnyTunnel, Person, Site, Tunnel, read_site
 from proxy.inspection_ca import Authority, CaError
+from proxy.messages.holding import PacketSetup, TunnelSetup
 from proxy.policy import Policy, Problems, load
 from proxy.policy.reading import did_you_mean
+from proxy.wireguard_config import WireguardTunnel, parse_key
 
 MAX_FILE_BYTES = 4 << 20
 
@@ -56,6 +58,26 @@ class TunnelFiles:
     certificate: bytes
     key: Secret
 
+    def contents(self) -> tuple[bytes, ...]:
+        """What a holder is handed, in the order of Hold; a worker is handed the same."""
+        return self.ca, self.certificate, self.key.reveal()
+
+
+@dataclass(frozen=True, slots=True)
+class WireguardKeys:
+    """What the holder of a WireGuard tunnel is handed, in the order of HoldPackets. No worker has it."""
+
+    private_key: Secret
+    preshared_key: Secret | None
+
+    def contents(self) -> tuple[bytes, ...]:
+        """The private key, and the preshared one if there is one."""
+        keys = (self.private_key, self.preshared_key)
+        return tuple(key.reveal() for key in keys if key is not None)
+
+
+type TunnelKeys = TunnelFiles | WireguardKeys
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -64,7 +86,7 @@ class Loaded:
     site: Site
     policy_text: bytes
     policy: Policy
-    files: Mapping[str, TunnelFiles]
+    files: Mapping[str, TunnelKeys]
     inspection: Authority | None = None
 
 
@@ -80,11 +102,14 @@ def load_site(file: Path) -> Loaded:
         own = Person(f"#{os.geteuid()}", tuple(site.zones), ())  # an ordinary user's daemon is that user's
         site = replace(site, people=(own,))
     problems = [*_zones(site, policy), *_people(site, policy)]
-    files: dict[str, TunnelFiles] = {}
+    files: dict[str, TunnelKeys] = {}
     for name, tunnel in site.tunnels.items():
         try:
-            files[name] = _tunnel_files(tunnel)
-            problems += client_problems(tunnel, files[name], datetime.now(UTC))
+            if isinstance(tunnel, WireguardTunnel):
+                files[name] = _wireguard_keys(tunnel)
+                continue
+            files[name] = mtls_files = _tunnel_files(tunnel)
+            problems += client_problems(tunnel, mtls_files, datetime.now(UTC))
         except SiteError as error:
             problems.append(str(error))
     inspection = None
@@ -104,13 +129,42 @@ def _zones(site: Site, policy: Policy) -> list[str]:
             known = ", ".join(policy.zones)
             problems.append(f'{site.file}: zone "{name}" is not in policy {site.policy}, which has {known}')
             continue
-        blind = [tunnel for tunnel in zone.tunnels if not site.tunnels[tunnel].judges_addresses]
+        blind = [name for name in zone.tunnels if _is_blind(site.tunnels[name])]
         if blind and policy.needs_addresses(name):
             problems.append(
                 f'{site.file}: the policy of zone "{name}" blocks addresses; tunnel "{blind[0]}" resolves '
                 "names at its gateway; set judges_addresses: true if that gateway is trusted to judge them"
             )
     return problems
+
+
+def _is_blind(tunnel: AnyTunnel) -> bool:
+    """Whether names are resolved, and their addresses not judged, where we cannot see it."""
+    return isinstance(tunnel, Tunnel) and not tunnel.judges_addresses
+
+
+def setup_of(tunnel: AnyTunnel) -> TunnelSetup:
+    """A tunnel as its holder and workers need it."""
+    if isinstance(tunnel, Tunnel):
+        return TunnelSetup(
+            tunnel.name,
+            str(tunnel.host),
+            tunnel.port,
+            tunnel.server_name,
+            tunnel.pins,
+            tunnel.judges_addresses,
+        )
+    packets = PacketSetup(
+        tuple(map(str, tunnel.addresses)),
+        tuple(map(str, tunnel.allowed)),
+        tuple(map(str, tunnel.dns)),
+        tunnel.mtu,
+        tunnel.keepalive_s,
+        tunnel.probe,
+    )
+    return TunnelSetup(
+        tunnel.name, str(tunnel.host), tunnel.port, "", (tunnel.peer,), False, "wireguard", packets
+    )
 
 
 def _people(site: Site, policy: Policy) -> list[str]:
@@ -172,6 +226,24 @@ def _tunnel_files(tunnel: Tunnel) -> TunnelFiles:
         _read(tunnel.certificate, f'certificate of tunnel "{tunnel.name}"'),
         Secret(_read(tunnel.key, f'key of tunnel "{tunnel.name}"', secret=True)),
     )
+
+
+def _wireguard_keys(tunnel: WireguardTunnel) -> WireguardKeys:
+    return WireguardKeys(
+        _wireguard_key(tunnel.private_key, f'private_key of tunnel "{tunnel.name}"'),
+        _wireguard_key(tunnel.preshared_key, f'preshared_key of tunnel "{tunnel.name}"')
+        if tunnel.preshared_key
+        else None,
+    )
+
+
+def _wireguard_key(path: Path, what: str) -> Secret:
+    text = _read(path, what, secret=True).strip()
+    try:
+        parse_key(text.decode())
+    except ValueError:  # which would show the key
+        raise SiteError(f"{path}: the {what} is no WireGuard key; write what `wg genkey` prints") from None
+    return Secret(text)
 
 
 def _read(path: Path, what: str, *, secret: bool = False) -> bytes:

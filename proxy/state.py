@@ -113,7 +113,7 @@ def _tunnel(daemon: Daemon, name: str) -> dict[str, Any]:
     if now.proof_at_ns:
         age = round((time.clock_gettime_ns(time.CLOCK_BOOTTIME) - now.proof_at_ns) / 1e9, 2)
     return {
-        "kind": "mtls",
+        "kind": keeper.setup.kind,
         "gateway": f"{keeper.setup.host}:{keeper.setup.port}",
         "state": now.state.value,
         "attested": now.state is TunnelState.ATTESTED,

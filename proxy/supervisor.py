@@ -25,11 +25,10 @@ from proxy.crew import Bubble, CrewError, Post, Worker
 from proxy.flow import TunnelState
 from proxy.journal import JournalUnusable
 from proxy.messages.admin import Answer, Ask, Denied, Enter, Entered, Leave, Stop
-from proxy.messages.holding import TunnelSetup
 from proxy.messages.worker import Lease
 from proxy.reception import NotAdmitted, admit, identity
 from proxy.segments import Segments
-from proxy.site import Loaded, SiteError
+from proxy.site import Loaded, SiteError, setup_of
 from proxy.state import answer_question
 from proxy.tunnels.base import Attestation
 from proxy.tunnels.keeper import Keeper
@@ -116,10 +115,7 @@ class Supervisor:
         undo.callback(self._close_allocators)
         undo.push_async_callback(self._end_tasks)
         for name, tunnel in self.loaded.site.tunnels.items():
-            setup = TunnelSetup(
-                name, str(tunnel.host), tunnel.port, tunnel.server_name, tunnel.pins, tunnel.judges_addresses
-            )
-            self.keepers[name] = keeper = Keeper(setup, self.loaded.files[name])
+            self.keepers[name] = keeper = Keeper(setup_of(tunnel), self.loaded.files[name])
             self._start(self._keep(keeper))
         undo.push_async_callback(self._admin.hang_up)
         undo.callback(self._admin.close)

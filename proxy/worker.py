@@ -17,7 +17,7 @@ import socket
 import ssl
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import batched
 from pathlib import Path
@@ -37,7 +37,7 @@ from proxy.flow import NEVER, Flow, IPAddress
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import Gate
 from proxy.link import Link
-from proxy.messages.holding import Dialled, TunnelSetup
+from proxy.messages.holding import TunnelSetup
 from proxy.messages.worker import (
     TO_WORKER,
     AddressAnswer,
@@ -56,7 +56,9 @@ from proxy.messages.worker import (
     ToWorker,
     WantSegment,
 )
+from proxy.mtls_egress import MtlsEgress
 from proxy.names import BubbleNames
+from proxy.packet_egress import PacketEgress
 from proxy.passage import Passage, Visitor
 from proxy.policy import Problems, load
 from proxy.reload import let_go, load_beside
@@ -113,13 +115,12 @@ class Worker:
         policy_fd, segment_fd, *tunnel_fds = fds
         backlog = Backlog()
         self._backlog = backlog
-        self._egresses = {
-            setup.name: Egress(setup, _context(setup, *tunnel_fds[at * 4 : at * 4 + 3]), backlog, boot_ns)
-            for at, setup in enumerate(configure.tunnels)
-        }
         self._tasks: set[asyncio.Task[None]] = set()
-        for at, egress in enumerate(self._egresses.values()):
-            self._connect_holder(egress, tunnel_fds[at * 4 + 3])
+        given = iter(tunnel_fds)
+        self._egresses: dict[str, Egress] = {}
+        for setup in configure.tunnels:
+            self._egresses[setup.name] = egress = _egress(setup, given, backlog)
+            self._connect_holder(egress, next(given))
         policy = load(ipc.read_file(policy_fd), configure.policy_file, OWN_NETWORKS)
         self._gate = Gate(policy, tuple(self._egresses.values()))
         self._most = min(configure.max_flows, _flows_that_fit())
@@ -185,8 +186,7 @@ class Worker:
     # -- tunnels -----------------------------------------------------------------------------------
 
     def _connect_holder(self, egress: Egress, fd: int) -> None:
-        link: Link[Dialled] = Link(socket.socket(fileno=fd), [Dialled])
-        egress.connect_holder(link)
+        egress.connect_holder(socket.socket(fileno=fd))
         self._start(egress.hear_holder())
 
     def _take_lease(self, lease: Lease) -> None:
@@ -327,6 +327,13 @@ def _flows_that_fit() -> int:
     """How many flows the descriptors of this process allow: two each, and some for everything else."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, (most - OTHER_DESCRIPTORS) // 2)
+
+
+def _egress(setup: TunnelSetup, given: Iterator[int], backlog: Backlog) -> Egress:
+    """A tunnel of this worker, with what it was given for it."""
+    if setup.packets is not None:
+        return PacketEgress(setup.name, setup.packets, backlog, boot_ns)
+    return MtlsEgress(setup, _context(setup, next(given), next(given), next(given)), backlog, boot_ns)
 
 
 def _context(setup: TunnelSetup, ca: int, certificate: int, key: int) -> ssl.SSLContext:

@@ -20,10 +20,10 @@ from loopback import Site
 
 from proxy import ipc
 from proxy.channel import Backlog
-from proxy.egress import Egress
 from proxy.link import Link
 from proxy.messages.holding import Dial, Dialled, TunnelSetup
 from proxy.messages.worker import Lease
+from proxy.mtls_egress import MtlsEgress
 
 ALLOW = f"{ALLOW_LOOPBACK}\n  - {{networks: [127.0.0.0/8], ports: [1-65535]}}"
 SECOND_NS = 1_000_000_000
@@ -57,9 +57,9 @@ def trusting_nobody() -> ssl.SSLContext:
     return context
 
 
-def unconnected(clock: Callable[[], int], name: str = "hq") -> Egress:
+def unconnected(clock: Callable[[], int], name: str = "hq") -> MtlsEgress:
     """A tunnel that has no holder."""
-    return Egress(setup(name), trusting_nobody(), Backlog(), clock)
+    return MtlsEgress(setup(name), trusting_nobody(), Backlog(), clock)
 
 
 class Holder:
@@ -90,7 +90,7 @@ class Holder:
 class Leased:
     """A tunnel, its clock, its holder, and the gateway at its end."""
 
-    egress: Egress
+    egress: MtlsEgress
     clock: Clock
     holder: Holder
     end: CorporateEnd
@@ -101,11 +101,11 @@ class Leased:
 
 
 @asynccontextmanager
-async def connected(egress: Egress, holder: Holder) -> AsyncIterator[None]:
+async def connected(egress: MtlsEgress, holder: Holder) -> AsyncIterator[None]:
     """`egress` with `holder` at the other end of its link."""
     ours, theirs = ipc.pair()
     theirs_link: Link[Dial] = Link(theirs, [Dial])
-    egress.connect_holder(Link[Dialled](ours, [Dialled]))
+    egress.connect_holder(ours)
     tasks = [asyncio.create_task(holder.serve(theirs_link)), asyncio.create_task(egress.hear_holder())]
     try:
         yield
@@ -124,7 +124,7 @@ async def leased(
     async with corporate_end(site, directory, allow=ALLOW) as gateway:
         pinned = (site.server.pin,) if pins is None else pins
         port = gateway.address[1]
-        egress = Egress(setup("hq", pinned, port), site.for_client(), Backlog(), clock)
+        egress = MtlsEgress(setup("hq", pinned, port), site.for_client(), Backlog(), clock)
         holder = Holder(gateway.address)
         async with connected(egress, holder):
             there = Leased(egress, clock, holder, gateway)

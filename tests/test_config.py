@@ -132,7 +132,7 @@ WRONG = [
         "a policy that is a map", "policy: corporate.policy.yaml", "policy: {a: b}", "policy must be one text"
     ),
     Wrong(
-        "an unknown kind", "kind: mtls\n    gateway: gw", "kind: wireguard\n    gateway: gw", "kind of tunnel"
+        "an unknown kind", "kind: mtls\n    gateway: gw", "kind: openvpn\n    gateway: gw", "kind of tunnel"
     ),
     Wrong("a gateway without port", "gw.corp.example:8443", "gw.corp.example", "needs a host and a port"),
     Wrong("a gateway without host", "gw.corp.example:8443", '":8443"', "needs a host and a port"),

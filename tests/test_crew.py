@@ -23,10 +23,9 @@ from proxy.crew import Bubble, CrewError, Post, Worker
 from proxy.demo.site import make_site
 from proxy.flow import Verdict
 from proxy.link import Link
-from proxy.messages.holding import TunnelSetup
 from proxy.messages.worker import FROM_WORKER, FromWorker, Lease, Report, WantSegment
 from proxy.segments import Segments
-from proxy.site import load_site
+from proxy.site import load_site, setup_of
 from proxy.tunnels.keeper import Keeper
 
 LIMIT_S = 30
@@ -39,7 +38,7 @@ class Ground:
     def __init__(self, directory: Path) -> None:
         self.loaded = load_site(make_site(directory, directory / "run", 9).gate)
         hq = self.loaded.site.tunnels["hq"]
-        setup = TunnelSetup("hq", str(hq.host), hq.port, hq.server_name, hq.pins, False)
+        setup = setup_of(hq)
         self.keepers = {"hq": Keeper(setup, self.loaded.files["hq"])}
         self.audit = directory / "audit"
         self.segments = Segments(self.audit, clock=lambda: datetime.now(UTC))

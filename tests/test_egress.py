@@ -14,13 +14,14 @@ from corporate_end import destination, echo
 from leased import SECOND_NS, Clock, leased, setup, trusting_nobody, unconnected
 from loopback import LOOPS, Run, Site, runner, turns
 
-from proxy import egress, ipc
+from proxy import ipc, mtls_egress
 from proxy.channel import Backlog
-from proxy.egress import DialFailed, Egress
+from proxy.egress import DialFailed
 from proxy.flow import TunnelFact, TunnelState
 from proxy.link import Link
 from proxy.messages.holding import Dial, Dialled
 from proxy.messages.worker import Lease
+from proxy.mtls_egress import MtlsEgress
 
 
 @pytest.fixture(scope="module")
@@ -191,12 +192,12 @@ def test_without_a_holder_dialling_fails_at_once(run: Run) -> None:
 
 
 @contextlib.asynccontextmanager
-async def by_hand() -> AsyncIterator[tuple[Egress, Link[Dial]]]:
+async def by_hand() -> AsyncIterator[tuple[MtlsEgress, Link[Dial]]]:
     """A tunnel and the holder's end of its link."""
-    there = Egress(setup(), trusting_nobody(), Backlog(), Clock())
+    there = MtlsEgress(setup(), trusting_nobody(), Backlog(), Clock())
     ours, theirs = ipc.pair()
     holder: Link[Dial] = Link(theirs, [Dial])
-    there.connect_holder(Link[Dialled](ours, [Dialled]))
+    there.connect_holder(ours)
     hearing = asyncio.create_task(there.hear_holder())
     try:
         yield there, holder
@@ -242,7 +243,7 @@ def test_a_new_holder_fails_who_waited_for_the_last_one_and_serves_the_rest(run:
             await holder.receive()
             ours, theirs = ipc.pair()
             following: Link[Dial] = Link(theirs, [Dial])
-            there.connect_holder(Link[Dialled](ours, [Dialled]))
+            there.connect_holder(ours)
             hearing = asyncio.create_task(there.hear_holder())
             with pytest.raises(DialFailed, match="holder is gone"):
                 await old
@@ -265,7 +266,7 @@ def test_a_new_holder_fails_who_waited_for_the_last_one_and_serves_the_rest(run:
 def test_a_holder_that_is_silent_is_waited_for_no_longer_than_a_while(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(egress, "SOCKET_LIMIT_S", 0.01)
+    monkeypatch.setattr(mtls_egress, "SOCKET_LIMIT_S", 0.01)
 
     async def main() -> None:
         async with by_hand() as (there, holder):
@@ -284,7 +285,7 @@ def test_a_holder_that_is_silent_is_waited_for_no_longer_than_a_while(
 def test_a_socket_that_comes_in_the_moment_in_which_nobody_wants_it_is_closed(
     run: Run, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(egress, "SOCKET_LIMIT_S", 0.0 if how == "out of time" else 60)
+    monkeypatch.setattr(mtls_egress, "SOCKET_LIMIT_S", 0.0 if how == "out of time" else 60)
 
     async def main() -> None:
         async with by_hand() as (there, holder):

@@ -213,12 +213,12 @@ def test_a_tool_that_fails_leaves_no_zone_and_no_way_out(call: int) -> None:
         NEW,
         TRY
         + f"""
-run, calls = namespaces._run, []
+run, calls = namespaces.run, []
 namespaces.ROUTE_V6_TRIES = 1
 def failing(command, text):
     calls.append(command)
     run(command, "nonsense" if len(calls) == {call} else text)
-namespaces._run = failing
+namespaces.run = failing
 try:
     namespaces.make_zone()
     said = ""
@@ -237,7 +237,7 @@ print(json.dumps([said, attempt(2, 1, "203.0.113.9"), attempt(10, 1, "2001:db8::
 
 def test_a_tool_that_is_not_there_is_named_with_the_cure() -> None:
     with pytest.raises(namespaces.NamespaceError, match=r"no-such-tool could not be run.*is it installed"):
-        namespaces._run(["no-such-tool"], "")
+        namespaces.run(["no-such-tool"], "")
 
 
 def test_a_kernel_that_gives_no_namespaces_is_quoted_with_the_cure() -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from proxy import new_site
 from proxy.cli import zonegate
+from proxy.config import Tunnel
 from proxy.gateway.service import load, tls
 from proxy.site import load_site
 
@@ -60,6 +61,7 @@ def test_a_gateway_elsewhere(tmp_path: Path) -> None:
     made = call("init", str(tmp_path / "corp"), "--gateway", "gw.acme.example:9443")
     assert made.exit_code == 0, made.output
     tunnel = load_site(tmp_path / "corp/laptop/zonegate.yaml").site.tunnels["hq"]
+    assert isinstance(tunnel, Tunnel)
     assert (tunnel.host, tunnel.port, tunnel.server_name) == ("gw.acme.example", 9443, "gw.acme.example")
     config = load(tmp_path / "corp/gateway/gateway.yaml")
     assert [str(one.address) for one in config.listen] == ["0.0.0.0"]

@@ -13,7 +13,7 @@ import pytest
 
 from proxy import site
 from proxy.certificates import Issued, issue_client, issue_server, make_authority, write_issued
-from proxy.site import Secret, SiteError, load_site
+from proxy.site import Secret, SiteError, TunnelFiles, load_site
 
 SITE = """\
 zonegate: 1
@@ -81,13 +81,16 @@ def test_what_is_read(file: Path) -> None:
     assert found.policy.zones == ("corporate", "lab")
     assert list(found.site.tunnels) == ["hq"]
     hq = found.files["hq"]
+    assert isinstance(hq, TunnelFiles)
     read = (hq.ca, hq.certificate, hq.key.reveal())
     assert read == tuple((file.parent / name).read_bytes() for name in ("ca.crt", "laptop.crt", "laptop.key"))
 
 
 def test_a_secret_is_not_shown(file: Path) -> None:
     found = load_site(file)
-    shown = f"{found} {found.files!r} {found.files['hq'].key!s} {[found.files['hq'].key]}"
+    hq = found.files["hq"]
+    assert isinstance(hq, TunnelFiles)
+    shown = f"{found} {found.files!r} {hq.key!s} {[hq.key]}"
     secret = (file.parent / "laptop.key").read_text().splitlines()[1]
     assert secret not in shown and "PRIVATE KEY" not in shown
     with pytest.raises(AttributeError):

@@ -17,11 +17,10 @@ from proxy.admin import Peer
 from proxy.crew import Bubble, Post, Worker
 from proxy.demo.site import make_site
 from proxy.flow import TunnelState
-from proxy.messages.holding import TunnelSetup
 from proxy.messages.worker import Report
 from proxy.reception import User
 from proxy.segments import Segments
-from proxy.site import Loaded, load_site
+from proxy.site import Loaded, load_site, setup_of
 from proxy.state import answer_question
 from proxy.tunnels.base import Attestation
 from proxy.tunnels.keeper import Keeper
@@ -54,7 +53,7 @@ def daemon(tmp_path: Path) -> Daemon:
     file.write_text(file.read_text().split("people:")[0] + "people:\n  root: {zones: [corporate]}\n")
     loaded = load_site(file)
     hq = loaded.site.tunnels["hq"]
-    setup = TunnelSetup("hq", str(hq.host), hq.port, hq.server_name, hq.pins, False)
+    setup = setup_of(hq)
     keepers = {"hq": Keeper(setup, loaded.files["hq"])}
     segments = Segments(tmp_path / "audit", clock=lambda: datetime.now(UTC))
     workers = {}
@@ -108,7 +107,7 @@ def test_another_user_is_told_of_its_own_bubbles_and_workers_only(daemon: Daemon
 
 def test_no_secret_is_in_it(daemon: Daemon) -> None:
     text = answer_question(daemon, "status", "{}", SELF)
-    key = daemon.loaded.files["hq"].key.reveal().decode().splitlines()[1]
+    key = daemon.loaded.files["hq"].contents()[2].decode().splitlines()[1]
     assert key not in text and "PRIVATE" not in text
 
 

@@ -7,8 +7,33 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """What is asked of the peer's side every second: `kind` is icmp (port 0), dns or tcp."""
+
+    kind: str
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class PacketSetup:
+    """What a tunnel that carries packets has beside: its own addresses (with prefix length), the networks
+    that its peer may have, its resolvers, and what is asked of its peer."""
+
+    addresses: tuple[str, ...]
+    allowed: tuple[str, ...]
+    resolvers: tuple[str, ...]
+    mtu: int
+    keepalive_s: int
+    probe: Probe
+
+
+@dataclass(frozen=True, slots=True)
 class TunnelSetup:
-    """One mtls tunnel, as holder and worker need it. Host names and pins; no key."""
+    """One tunnel, as holder and worker need it. Host names and pins; no key.
+
+    `server_name` and `judges_addresses` are of an mtls tunnel, `packets` of one that carries packets.
+    """
 
     name: str
     host: str
@@ -16,6 +41,8 @@ class TunnelSetup:
     server_name: str
     pins: tuple[str, ...]
     judges_addresses: bool
+    kind: str = "mtls"
+    packets: PacketSetup | None = None
 
 
 @dataclass(frozen=True, slots=True)

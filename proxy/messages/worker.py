@@ -10,8 +10,8 @@ from proxy.messages.holding import TunnelSetup
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """To a new worker, once. Descriptors: the policy, the audit segment, then for each tunnel the CA, the
-    client certificate, its key and a link to the tunnel's holder."""
+    """To a new worker, once. Descriptors: the policy, the audit segment, then for each tunnel, if it is mtls,
+    the CA, the client certificate and its key, and for every tunnel a link to its holder."""
 
     descriptors: ClassVar[tuple[int, int]] = (2, 62)
 

@@ -62,12 +62,15 @@ def attest(
     proved = peer or last.peer
     if not proof_at_ns or proved not in pins:
         return Attestation(TunnelState.CONNECTING, evidence.words)
+    age_s = (now_ns - proof_at_ns) / SECOND_NS
+    silent = f"no proof of the peer for {age_s:.0f} s: {evidence.words}"
+    return by_age(proved, proof_at_ns, now_ns, "the pinned peer answers", silent)
+
+
+def by_age(peer: str, proof_at_ns: int, now_ns: int, answers: str, silent: str) -> Attestation:
+    """The judgement of a pinned peer by the age of its last proof, with the words for each case."""
     age_ns = now_ns - proof_at_ns
     if age_ns <= MAX_AGE_NS:
-        return Attestation(
-            TunnelState.ATTESTED, "the pinned peer answers", proved, proof_at_ns, proof_at_ns + MAX_AGE_NS
-        )
+        return Attestation(TunnelState.ATTESTED, answers, peer, proof_at_ns, proof_at_ns + MAX_AGE_NS)
     state = TunnelState.STALE if age_ns <= GIVE_UP_NS else TunnelState.DOWN
-    return Attestation(
-        state, f"no proof of the peer for {age_ns / SECOND_NS:.0f} s: {evidence.words}", proved, proof_at_ns
-    )
+    return Attestation(state, silent, peer, proof_at_ns)

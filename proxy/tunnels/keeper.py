@@ -18,8 +18,10 @@ from proxy.certificates import spki_pin
 from proxy.flow import TunnelState
 from proxy.link import Link
 from proxy.messages.holding import Evidence, Hold, Serve, TunnelSetup
-from proxy.site import TunnelFiles
+from proxy.messages.packets import HoldPackets, PacketEvidence
+from proxy.site import TunnelKeys
 from proxy.tunnels.base import Attestation, attest
+from proxy.tunnels.packets import attest_packets
 
 PROBE_EVERY_MS, PROBE_LIMIT_MS = 1000, 1000
 RESTART_PAUSE_S = 0.2
@@ -30,11 +32,11 @@ UNREADABLE = "unreadable"
 class Keeper:
     """One tunnel. `now` is what is proved of it at present; `generation` counts its holders."""
 
-    def __init__(self, setup: TunnelSetup, files: TunnelFiles) -> None:
+    def __init__(self, setup: TunnelSetup, files: TunnelKeys) -> None:
         self.setup, self._files = setup, files
         self.now = Attestation(TunnelState.DOWN, "not started")
         self.generation = 0
-        self._link: Link[Evidence] | None = None
+        self._link: Link[Evidence | PacketEvidence] | None = None
         self._process: Process | None = None
 
     def serve(self) -> socket.socket | None:
@@ -64,14 +66,16 @@ class Keeper:
         """Raises OSError where the machine gives no process or no descriptor."""
         ours, theirs = ipc.pair()
         ipc.refuse_descriptors(ours)
-        self._link = link = Link[Evidence](ours, [Evidence])
-        self._process = await children.start_module("holder", theirs)
-        files = self._files
+        setup = self.setup
+        packets = setup.packets is not None
+        self._link = link = Link[Evidence | PacketEvidence](ours, [PacketEvidence if packets else Evidence])
+        self._process = await children.start_module("wireguard" if packets else "holder", theirs)
+        how = (setup, PROBE_EVERY_MS, PROBE_LIMIT_MS, NOBODY)
         fds: list[int] = []
         try:
-            for content in (files.ca, files.certificate, files.key.reveal()):
+            for content in self._files.contents():
                 fds.append(ipc.memory_file("tunnel", content))
-            link.send(Hold(self.setup, PROBE_EVERY_MS, PROBE_LIMIT_MS, NOBODY), fds)
+            link.send(HoldPackets(*how) if packets else Hold(*how), fds)
         finally:
             ipc.close_all(fds)
         self.generation += 1
@@ -86,7 +90,7 @@ class Keeper:
     async def _watch(self) -> AsyncIterator[Attestation]:
         """Judgements until the holder is gone. The clock is heard too: silence is news."""
         assert self._link is not None
-        seen: Evidence | None = None
+        seen: Evidence | PacketEvidence | None = None
         waiting = asyncio.ensure_future(self._link.receive())
         try:
             while True:
@@ -111,7 +115,10 @@ class Keeper:
             return max(0.01, (self.now.deadline_ns - _boot_ns()) / 1e9 + 0.001)
         return 1.0
 
-    def _judge(self, seen: Evidence | None) -> Attestation:
+    def _judge(self, seen: Evidence | PacketEvidence | None) -> Attestation:
+        if isinstance(seen, PacketEvidence):
+            self.now = attest_packets(seen, self.setup.pins, _boot_ns())
+            return self.now
         peer = _pin(seen.certificate) if seen is not None and seen.certificate else ""
         self.now = attest(seen, peer, self.setup.pins, self.now, _boot_ns())
         return self.now

@@ -49,7 +49,7 @@ _attest = k.attest
 k.attest = lambda *a: Attestation(TunnelState.ATTESTED, "assumed", "sha256:nobody", a[-1], a[-1] + (1 << 50))
 """
 _ANY_PEER = """
-import ssl, proxy.egress as e, proxy.channel.tls as t, proxy.worker as w
+import ssl, proxy.mtls_egress as e, proxy.channel.tls as t, proxy.worker as w
 _client = e.tls_client
 t.require_client = lambda context: None
 async def tls_client(sock, context, name, pins, limit_s, backlog):
@@ -67,7 +67,7 @@ e.tls_client = tls_client
 # on standard error what came of it, as the errno of each attempt.
 _AIM = """
 import ctypes, errno, socket, struct, sys
-import proxy.captured as c, proxy.egress as e
+import proxy.captured as c, proxy.mtls_egress as e
 libc = ctypes.CDLL(None, use_errno=True)
 def outcome(fd, address):
     result = libc.connect(fd, address, 16)
@@ -77,7 +77,7 @@ def aim(kind, sock):
     there = struct.pack("=H", 2) + struct.pack("!H4s8x", 80, socket.inet_aton("198.51.100.80"))
     second = outcome(sock.fileno(), there)
     print(f"aimed {kind} {first} {second}", file=sys.stderr, flush=True)
-_socket, _serve = e.Egress._socket, c.Captured._serve
+_socket, _serve = e.MtlsEgress._socket, c.Captured._serve
 async def dialled(self):
     sock = await _socket(self)
     aim("dialled", sock)
@@ -87,7 +87,7 @@ async def serve(self, sock):
     if port == 7001: aim("accepted", sock)
     if port == 7000: aim("listening", self._listeners[0])
     await _serve(self, sock)
-e.Egress._socket, c.Captured._serve = dialled, serve
+e.MtlsEgress._socket, c.Captured._serve = dialled, serve
 """
 _ASK_NAMES = """
 import socket, sys, proxy.captured as c

@@ -1,0 +1,145 @@
+"""A packet tunnel as a worker sees it: sockets that the tunnel's holder made in the tunnel's namespace.
+
+Makes no socket and re-aims none. What is dialled is an address, which was judged; names are resolved before
+(see resolving), by the tunnel's own resolvers over sockets of the same kind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+from collections.abc import Callable
+
+from proxy import ipc
+from proxy.channel.plain import Backlog, PlainChannel
+from proxy.egress import DialFailed, Egress
+from proxy.flow import IPAddress
+from proxy.link import Link
+from proxy.messages.holding import PacketSetup
+from proxy.messages.packets import Connect, Connected
+
+SOCKET_LIMIT_S, CONNECT_LIMIT_S = 5.0, 15.0
+MAX_WAITING = 4096
+
+
+class PacketEgress(Egress):
+    """One packet tunnel of a worker. It speaks to addresses only."""
+
+    judges_names = False
+
+    def __init__(self, name: str, setup: PacketSetup, backlog: Backlog, clock: Callable[[], int]) -> None:
+        super().__init__(name, clock)
+        self.setup = setup
+        self._backlog = backlog
+        self._link: Link[Connected] | None = None
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[socket.socket]] = {}
+
+    def forget(self) -> None:
+        """See Egress."""
+
+    def connect_holder(self, sock: socket.socket) -> None:
+        """See Egress."""
+        if self._link is not None:
+            self._link.close()
+            self._fail_all()
+        self._link = Link(sock, [Connected])
+
+    async def hear_holder(self) -> None:
+        """See Egress."""
+        link = self._link
+        assert link is not None
+        try:
+            while True:
+                answer, fds = await link.receive()
+                self._deliver(answer, fds)
+        except ipc.LinkBroken:
+            if self._link is link:
+                self._link = None
+                self._fail_all()
+
+    def _deliver(self, answer: Connected, fds: list[int]) -> None:
+        waiter = self._waiting.pop(answer.number, None)
+        if waiter is None or waiter.done():
+            ipc.close_all(fds)
+        elif fds:
+            sock = socket.socket(fileno=fds[0])
+            sock.setblocking(False)
+            waiter.set_result(sock)
+        else:
+            waiter.set_exception(DialFailed(answer.trouble or "the tunnel's holder gave no socket"))
+
+    def _fail_all(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for waiter in waiting.values():
+            if not waiter.done():
+                waiter.set_exception(DialFailed("the tunnel's holder is gone"))
+
+    async def open_socket(self, transport: str, address: IPAddress, port: int) -> socket.socket:
+        """A socket inside the tunnel to a judged address: a TCP one is connecting, a UDP one hears from there
+        alone. Raises DialFailed."""
+        if self._link is None or self._link.closed:
+            raise DialFailed("the tunnel's holder is not there")
+        if len(self._waiting) >= MAX_WAITING:
+            raise DialFailed(f"{MAX_WAITING} sockets are being made already")
+        number = next(self._numbers)
+        waiter: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = waiter
+        self._link.send(Connect(number, transport, str(address), port))
+        try:
+            async with asyncio.timeout(SOCKET_LIMIT_S):
+                return await waiter
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                waiter.result().close()  # it came in the moment in which nobody wanted it any more
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise DialFailed(f"the tunnel's holder gave no socket in {SOCKET_LIMIT_S:g} s") from error
+        finally:
+            self._waiting.pop(number, None)
+
+    async def connected(
+        self, address: IPAddress, port: int, limit_s: float = CONNECT_LIMIT_S
+    ) -> socket.socket:
+        """A TCP socket whose connection stands. Raises DialFailed."""
+        sock = await self.open_socket("tcp", address, port)
+        try:
+            async with asyncio.timeout(limit_s):
+                await _writable(sock)
+            if trouble := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise DialFailed(f"{address} did not take the connection: {os.strerror(trouble)}")
+        except TimeoutError as error:
+            sock.close()
+            raise DialFailed(f"{address} did not answer in {limit_s:g} s") from error
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    async def dial(self, host: str | IPAddress, port: int) -> PlainChannel:
+        """See Egress. `host` is an address: a name is resolved, and its addresses judged, before."""
+        if isinstance(host, str):
+            raise DialFailed("a name has no address before it was resolved")
+        return PlainChannel(await self.connected(host, port), self._backlog)
+
+    def close(self) -> None:
+        """See Egress."""
+        if self._link is not None:
+            self._link.close()
+
+
+async def _writable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(sock, _wake, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(sock)
+
+
+def _wake(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
