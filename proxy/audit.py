@@ -27,7 +27,8 @@ class AuditUnwritable(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictRecord:
     """A flow was judged. `name` is None for a literal address, `address` None while the name's is not known
-    here; the last fields but one are None where no tunnel was concerned. `peer` is a fingerprint."""
+    here; `tunnel`, `peer` (a fingerprint) and `proof_age_s` are None where no tunnel was concerned.
+    `request` is method and path where a request was inspected, None for a flow that was not."""
 
     at: datetime
     flow: str
@@ -45,6 +46,7 @@ class VerdictRecord:
     peer: str | None
     proof_age_s: float | None
     enforcement: str
+    request: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +168,7 @@ def _facts(record: VerdictRecord) -> dict[str, Any]:
         "peer": _clip(record.peer),
         "proof_age_s": record.proof_age_s,
         "enforcement": _clip(record.enforcement),
+        "request": _clip(record.request),
     }
 
 
@@ -185,6 +188,7 @@ def _verdict(at: datetime, shown: Mapping[str, Any]) -> VerdictRecord:
         name=_optional(shown["name"]),
         tunnel=_optional(shown["tunnel"]),
         peer=_optional(shown["peer"]),
+        request=_optional(shown.get("request")),  # older segments have none
         **{key: str(shown[key]) for key in ("flow", "zone", "user", "bubble", "policy", "enforcement")},
     )
 

@@ -21,6 +21,7 @@ from proxy.flow import (
     IPAddress,
     Judgement,
     Origin,
+    Protocol,
     Refusal,
     Stage,
     TunnelState,
@@ -28,12 +29,26 @@ from proxy.flow import (
 )
 from proxy.policy import Policy
 
+INSPECTED = (Protocol.HTTP, Protocol.HTTPS)
 TUNNEL_CURE = "see `zonegate status`; it opens by itself when the tunnel is back"
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
     """A flow may go, through this egress and under this right."""
+
+    egress: Egress
+    grant: Grant
+    judgement: Judgement
+    policy: Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """Not decided by the connection: its requests have to be looked at, or what they are answered with.
+
+    `judgement.in_play` names the rules and guards that want it; it would go through this egress.
+    """
 
     egress: Egress
     grant: Grant
@@ -51,18 +66,19 @@ class Wait:
 class Gate:
     """The judge of one zone's flows. `policy` may be replaced at any time: one reference is swapped."""
 
-    def __init__(self, policy: Policy, egresses: Sequence[Egress]) -> None:
+    def __init__(self, policy: Policy, egresses: Sequence[Egress], *, inspects: bool = False) -> None:
         self.policy = policy
         self._egresses = egresses
+        self._inspects = inspects
 
-    def ask(self, flow: Flow) -> Admission | Refusal | Wait:
+    def ask(self, flow: Flow) -> Admission | Refusal | Wait | Inspect:
         """What may become of a flow now."""
         try:
             return self._ask(flow)
         except Exception as error:  # whatever is wrong in a judgement, its flow is refused
             return gate_refusal("fault", f"the gate failed to judge it ({type(error).__name__})")
 
-    def _ask(self, flow: Flow) -> Admission | Refusal | Wait:
+    def _ask(self, flow: Flow) -> Admission | Refusal | Wait | Inspect:
         policy = self.policy
         if isinstance(flow.name, str) and flow.address is UNKNOWN:
             # An mtls gateway resolves and judges addresses; a policy that needs them was refused at load.
@@ -71,7 +87,7 @@ class Gate:
         judgement = decision.judgement
         tunnel = decision.tunnel.name if decision.tunnel else ""
         if decision.verdict is None:
-            return self._residual(flow, judgement)
+            return self._residual(flow, judgement, policy, tunnel)
         if decision.verdict is Verdict.BLOCK:
             proved = decision.tunnel is None or decision.tunnel.state is TunnelState.ATTESTED
             return Refusal(judgement.because) if proved else self._not_up(judgement.because, tunnel)
@@ -85,9 +101,17 @@ class Gate:
             return self._not_up(judgement.because, tunnel)
         return Admission(egress, grant, judgement, policy)
 
-    def _residual(self, flow: Flow, judgement: Judgement) -> Refusal | Wait:
-        if flow.protocol is UNKNOWN and judgement.stage <= Stage.FIRST_BYTES:
+    def _residual(
+        self, flow: Flow, judgement: Judgement, policy: Policy, tunnel: str
+    ) -> Refusal | Wait | Inspect:
+        if flow.protocol is UNKNOWN and (judgement.stage <= Stage.FIRST_BYTES or self._inspects):
             return Wait(judgement)
+        if self._inspects and judgement.stage is Stage.REQUEST and flow.protocol in INSPECTED:
+            egress = next(egress for egress in self._egresses if egress.name == tunnel)
+            grant = egress.grant()
+            if grant is None:
+                return self._not_up(judgement.because, tunnel)
+            return Inspect(egress, grant, judgement, policy)
         wanted = ", ".join(sorted(judgement.waits_for))
         return gate_refusal(
             "needs-inspection",

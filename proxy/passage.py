@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from proxy import first_bytes, refusals
 from proxy.audit import AuditUnwritable, EndRecord, Segment, Tally, VerdictRecord
 from proxy.channel.plain import Channel, PlainChannel
-from proxy.egress import DialFailed
+from proxy.egress import DialFailed, Grant
 from proxy.first_bytes import Seen
 from proxy.flow import UNKNOWN, Because, Flow, IPAddress, Missing, Origin, Protocol, Refusal, Verdict
 from proxy.flow_table import FlowTable, OpenFlow
-from proxy.gate import TUNNEL_CURE, Admission, Gate, Wait, disagreement, gate_refusal
+from proxy.gate import TUNNEL_CURE, Admission, Gate, Inspect, Wait, disagreement, gate_refusal
 from proxy.relay import End, relay
 from proxy.vetted import SERVER_FIRST, vetted_client, vetted_upstream
 
@@ -49,8 +49,15 @@ class Tallies:
     bytes_down: int = 0
 
 
+type HandOver = Callable[[PlainChannel, Flow, bytes, Visitor, str], Awaitable[Refusal | None]]
+NO_INSPECTOR = gate_refusal("no-inspector", "it has to be inspected, and there is no inspector here")
+
+
 class Passage:
-    """Carries flows of one zone. `records` is the audit; `now` and `number` are the clock and the ids."""
+    """Carries flows of one zone. `records` is the audit; `now` and `number` are the clock and the ids.
+
+    `hand_over` gives a flow, with what the client has said, to an inspector; a Refusal when there is none.
+    """
 
     def __init__(
         self,
@@ -59,8 +66,10 @@ class Passage:
         records: Segment | Tally,
         now: Callable[[], datetime],
         number: Callable[[], str],
+        hand_over: HandOver | None = None,
     ) -> None:
         self._gate, self._table, self.records = gate, table, records
+        self._hand_over = hand_over
         self._now, self._number = now, number
         self.tallies = Tallies()
 
@@ -72,6 +81,8 @@ class Passage:
             if isinstance(answer, Refusal):
                 self._record_refusal(answer, flow, visitor, number)
                 refusal: Refusal | None = answer
+            elif isinstance(answer, Inspect):
+                refusal = await self._inspect(client, flow, first, visitor, number)
             else:
                 refusal = await self._carry(client, flow, first, answer, visitor, number)
             if refusal is not None:
@@ -93,7 +104,9 @@ class Passage:
 
     # -- judging -----------------------------------------------------------------------------------
 
-    async def _judge(self, client: PlainChannel, flow: Flow) -> tuple[Admission | Refusal, Flow, bytes]:
+    async def _judge(
+        self, client: PlainChannel, flow: Flow
+    ) -> tuple[Admission | Refusal | Inspect, Flow, bytes]:
         """The answer, the flow with what is known now, and the client's bytes read so far."""
         answer = self._gate.ask(flow)
         if not isinstance(answer, Wait):
@@ -214,6 +227,21 @@ class Passage:
         same = admission.policy is self._gate.policy and (edge is None or now < edge)
         return same or self._gate.admits_still(entry.flow, entry.tunnel, now)
 
+    # -- an inspected flow -------------------------------------------------------------------------
+
+    async def _inspect(
+        self, client: PlainChannel, flow: Flow, first: bytes, visitor: Visitor, number: str
+    ) -> Refusal | None:
+        """Have an inspector carry the flow. A Refusal when there is none."""
+        refusal = (
+            NO_INSPECTOR
+            if self._hand_over is None
+            else await self._hand_over(client, flow, first, visitor, number)
+        )
+        if refusal is not None:
+            self._record_refusal(refusal, flow, visitor, number)
+        return refusal
+
     # -- a refused flow ----------------------------------------------------------------------------
 
     async def _first_word(self, client: PlainChannel, flow: Flow) -> bytes:
@@ -248,25 +276,10 @@ class Passage:
     def _verdict(
         self, flow: Flow, visitor: Visitor, number: str, because: Because, admission: Admission | None
     ) -> VerdictRecord:
-        grant = admission.grant if admission else None
-        return VerdictRecord(
-            at=self._now(),
-            flow=number,
-            zone=flow.zone,
-            user=flow.user,
-            bubble=visitor.bubble,
-            name=flow.name if isinstance(flow.name, str) else None,
-            address=None if isinstance(flow.address, Missing) else flow.address,
-            port=flow.port,
-            protocol=_protocol(flow),
-            verdict=Verdict.TUNNEL if admission else Verdict.BLOCK,
-            because=because,
-            policy=(admission.policy if admission else self._gate.policy).hash,
-            tunnel=admission.egress.name if admission else None,
-            peer=grant.peer if grant else None,
-            proof_age_s=round(grant.proof_age_s, 3) if grant else None,
-            enforcement=visitor.enforcement,
-        )
+        if admission is None:
+            return verdict_record(self._now(), number, flow, visitor, because, self._gate.policy.hash)
+        tunnel, grant, policy = admission.egress.name, admission.grant, admission.policy
+        return verdict_record(self._now(), number, flow, visitor, because, policy.hash, tunnel, grant)
 
     def _record_refusal(self, refusal: Refusal, flow: Flow, visitor: Visitor, number: str) -> None:
         self.tallies.refused += 1
@@ -281,6 +294,39 @@ class Passage:
         end = EndRecord(at=at, of=record, bytes_up=up, bytes_down=down, duration_s=duration_s, why=why)
         with contextlib.suppress(AuditUnwritable):  # the next verdict is denied until one can be written
             self.records.end(end)
+
+
+def verdict_record(
+    at: datetime,
+    number: str,
+    flow: Flow,
+    visitor: Visitor,
+    because: Because,
+    policy: str,
+    tunnel: str | None = None,
+    grant: Grant | None = None,
+    request: str | None = None,
+) -> VerdictRecord:
+    """The record of a verdict: a block where there is no grant. `request` is that of an inspected one."""
+    return VerdictRecord(
+        at=at,
+        flow=number,
+        zone=flow.zone,
+        user=flow.user,
+        bubble=visitor.bubble,
+        name=flow.name if isinstance(flow.name, str) else None,
+        address=None if isinstance(flow.address, Missing) else flow.address,
+        port=flow.port,
+        protocol=_protocol(flow),
+        verdict=Verdict.TUNNEL if grant else Verdict.BLOCK,
+        because=because,
+        policy=policy,
+        tunnel=tunnel,
+        peer=grant.peer if grant else None,
+        proof_age_s=round(grant.proof_age_s, 3) if grant else None,
+        enforcement=visitor.enforcement,
+        request=request,
+    )
 
 
 def _protocol(flow: Flow) -> Protocol:

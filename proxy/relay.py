@@ -78,10 +78,10 @@ async def relay(
     client.guard(admitted)
     upstream.guard(admitted)
     download = asyncio.ensure_future(
-        _carry(flow, upstream, client, Transfer.DOWNLOAD, _tightest(budgets, Transfer.DOWNLOAD))
+        _carry(flow, upstream, client, Transfer.DOWNLOAD, tightest(budgets, Transfer.DOWNLOAD))
     )
     try:
-        await _carry(flow, client, upstream, Transfer.UPLOAD, _tightest(budgets, Transfer.UPLOAD))
+        await _carry(flow, client, upstream, Transfer.UPLOAD, tightest(budgets, Transfer.UPLOAD))
         await download
     except asyncio.CancelledError:
         flow.stop(Ending(End.CUT))
@@ -159,6 +159,7 @@ async def _carry(
         flow.stop(Ending(End.FAULT, fault=error))
 
 
-def _tightest(budgets: Sequence[Budget], transfer: Transfer) -> Budget | None:
+def tightest(budgets: Sequence[Budget], transfer: Transfer) -> Budget | None:
+    """The budget of one direction that is used up first, None without one."""
     mine = [budget for budget in budgets if budget.transfer is transfer]
     return min(mine, key=lambda budget: budget.limit_bytes, default=None)

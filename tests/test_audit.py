@@ -68,6 +68,7 @@ def test_a_verdict_says_everything_that_was_known_when_it_fell() -> None:
         "peer": "SHA256:peer",
         "proof_age_s": 0.25,
         "enforcement": "structural",
+        "request": None,
     }
 
 

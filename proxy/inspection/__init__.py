@@ -1,0 +1,13 @@
+"""Inspection: the carrier of HTTP whose verdicts wait for what stands in each request.
+
+Runs in the inspector, which is sealed like a worker, and is the only part of zonegate that imports mitmproxy.
+mitmproxy takes HTTP apart and puts it together again; it decides nothing, dials nothing, resolves nothing and
+reads no file. From the ground up:
+
+    heads        what a request and a response say, strictly; pure
+    judging      one connection's requests: judged, recorded, registered, each by itself
+    tls          the TLS of both sides
+    streams      a channel as mitmproxy wants a reader and a writer
+    http         mitmproxy's HTTP layers, in which a refusal is a page and a budget ends at the byte
+    connection   one connection: hooks in which whatever goes wrong cuts, and the only way to dial
+"""

@@ -1,0 +1,509 @@
+"""One inspected connection: mitmproxy's proxy core, with our hooks, our dial and our end.
+
+mitmproxy logs what its hooks raise and lets the flow go on; here a hook that raises, hangs or answers
+anything but a plain yes cuts the connection, and so does every fault that mitmproxy would only log. Nothing
+is dialled but by the tunnel's egress, and nothing happens any more once the connection is cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from enum import Enum
+from types import TracebackType
+from typing import Any, Literal, cast
+
+from mitmproxy import http
+from mitmproxy.connection import Connection, ConnectionState, Server
+from mitmproxy.options import Options
+from mitmproxy.proxy import commands, events, layer, server_hooks
+from mitmproxy.proxy.layers import modes, tls, websocket
+from mitmproxy.proxy.layers.http._hooks import (
+    HttpErrorHook,
+    HttpRequestHeadersHook,
+    HttpRequestHook,
+    HttpResponseHeadersHook,
+    HttpResponseHook,
+)
+from mitmproxy.proxy.mode_specs import ProxyMode
+from mitmproxy.proxy.server import ConnectionIO, LiveConnectionHandler
+from mitmproxy.tls import ClientHelloData, TlsData
+
+from proxy import refusals
+from proxy.addresses import parse_host
+from proxy.channel.plain import Channel
+from proxy.egress import DialFailed
+from proxy.flow import Because, Origin
+from proxy.inspection.heads import Destination, Improper, read_request, read_response
+from proxy.inspection.http import ENDED, EXCHANGE, REFUSED, JudgedHttp, JudgedTls
+from proxy.inspection.judging import Exchange, Judging, Refused
+from proxy.inspection.streams import Stream
+from proxy.inspection.tls import H2, HTTP1, TlsSides
+
+HOOK_LIMIT_S, HEAD_LIMIT_S, HANDSHAKE_LIMIT_S, IDLE_LIMIT_S = 10.0, 30.0, 15.0, 300
+HELD_BYTES, UNPARSED_BYTES = 2 << 20, 1 << 20
+UPSTREAMS = 6
+
+
+class Go(Enum):
+    """A hook's answer. Whatever else it answers cuts the connection."""
+
+    ON = "on"
+
+
+class Settings:
+    """What mitmproxy's layers ask for as options, and nothing else: a missing one is a fault, and cuts."""
+
+    connection_strategy = "lazy"  # nobody is dialled before a request is judged
+    validate_inbound_headers = True
+    normalize_outbound_headers = True
+    keep_host_header = True
+    store_streamed_bodies = False
+    stream_large_bodies = None
+    body_size_limit = None
+    websocket = True
+    rawtcp = False
+    http3 = False
+    http2_ping_keepalive = 0
+    tcp_timeout = IDLE_LIMIT_S
+    proxy_debug = False
+
+
+class InspectedConnection(LiveConnectionHandler):
+    """A client's connection to one destination, from its first byte to its end."""
+
+    def __init__(
+        self,
+        client: Channel,
+        destination: Destination,
+        judging: Judging,
+        tls_sides: TlsSides,
+        *,
+        http2: bool,
+    ) -> None:
+        self._destination, self._judging, self._tls = destination, judging, tls_sides
+        self._client_channel = client
+        judging.reset = lambda: self.cut(judging.cut_because or "cut by the gate")
+        self._http2 = http2
+        self._loop = asyncio.get_running_loop()
+        self.cut_because = ""
+        self._trouble = ""
+        self._http: JudgedHttp | None = None
+        self._asking = 0
+        self._opening: dict[Connection, asyncio.TimerHandle | None] = {}
+        self._client_room, self._upstream_room = asyncio.Event(), asyncio.Event()
+        self._client_room.set()
+        self._upstream_room.set()
+        self._upstreams = asyncio.Semaphore(UPSTREAMS)
+        self._client = Stream(client, self._client_room.wait)  # type: ignore[arg-type] # wait gives True
+        self._streams = [self._client]
+        self._head_timer: asyncio.TimerHandle | None = None
+        reader, writer = cast(asyncio.StreamReader, self._client), cast(asyncio.StreamWriter, self._client)
+        super().__init__(reader, writer, cast(Options, Settings()), ProxyMode.parse("transparent"))
+        self._expect_head()
+
+    # -- its life ----------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Carry the connection to its end. Raises nothing but CancelledError."""
+        try:
+            await self.handle_client()
+        except Exception as error:
+            self.cut(f"fault in the inspector ({type(error).__name__})")
+        except asyncio.CancelledError:
+            self.cut("the inspector ends")
+            raise
+        finally:
+            for timer in (self._head_timer, *self._opening.values()):
+                if timer is not None:
+                    timer.cancel()
+            await self._ended()
+            self._judging.close(self.cut_because or "finished")
+
+    async def _ended(self) -> None:
+        if not self._judging.has_judged and not self._judging.cut_because:
+            words = self.cut_because or self._trouble or "it ended before its first request"
+            self._judging.unserved(Because(Origin.GATE, "no-request", words))
+        await asyncio.gather(*(stream.ended() for stream in self._streams))
+
+    def cut(self, because: str) -> None:
+        """Reset both sides at once. Nothing moves any more; the first reason counts. Never raises."""
+        if not self.cut_because:
+            self.cut_because = because
+        for stream in self._streams:
+            stream.abort()
+        for transport in tuple(self.transports.values()):
+            if transport.handler is not None:
+                transport.handler.cancel()
+        self._client_room.set()
+        self._upstream_room.set()
+
+    def _is_over(self) -> bool:
+        return bool(self.cut_because)
+
+    def log(
+        self,
+        message: str,
+        level: int = logging.INFO,
+        exc_info: Literal[True]
+        | tuple[type[BaseException], BaseException, TracebackType | None]
+        | None = None,
+    ) -> None:
+        """What mitmproxy tells of a fault of its own ends the connection; the rest is nobody's business."""
+        if level >= logging.ERROR or exc_info:
+            self.cut(f"fault in mitmproxy: {message}")
+        elif level >= logging.WARNING:
+            self._trouble = self._trouble or message[:200]
+
+    async def server_event(self, event: events.Event) -> None:
+        """One event through the layers, and then a look at what they hold."""
+        if self._is_over():
+            return
+        await super().server_event(event)
+        if self._is_over():
+            return
+        if isinstance(event, events.ConnectionClosed):
+            self._opened(event.connection)
+        self._look()
+
+    def _look(self) -> None:
+        """Hold back who sends more than can be passed on, and end what can only be an attack."""
+        held = {True: 0, False: 0}
+        if (inside := self._http) is not None:
+            if inside.unparsed_bytes() > UNPARSED_BYTES:
+                self.cut("more was sent than can be waiting")
+                return
+            held = {side: inside.held_bytes(for_client=side) for side in (True, False)}
+            if not inside.head_is_open() and self._judging.has_judged:
+                self._head_came()
+            elif self._head_timer is None:
+                self._expect_head()
+        waits = self._asking or self._opening or held[False] > HELD_BYTES
+        (self._client_room.clear if waits else self._client_room.set)()
+        (self._upstream_room.clear if held[True] > HELD_BYTES else self._upstream_room.set)()
+
+    def _expect_head(self) -> None:
+        self._head_timer = self._loop.call_later(HEAD_LIMIT_S, self.cut, "its request has no end")
+
+    def _head_came(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    async def handle_connection(self, connection: Connection) -> None:
+        """Read one side to its end, unless the connection was cut before it began."""
+        if self._is_over():
+            self.transports.pop(connection, None)
+        else:
+            await super().handle_connection(connection)
+
+    # -- the only way out --------------------------------------------------------------------------
+
+    async def open_connection(self, command: commands.OpenConnection) -> None:
+        """Dial for a request that was judged. Replaces mitmproxy's, which resolves and connects by itself."""
+        server = command.connection
+        self._opening[server] = None
+        try:
+            stream = await self._dialled(server)
+        except asyncio.CancelledError:
+            self.cut("cancelled while it was dialled")
+            raise
+        except BaseException as error:
+            words = str(error) if isinstance(error, DialFailed) else f"fault ({type(error).__name__})"
+            server.error = words
+            self._opened(server)
+            self.transports.pop(server, None)
+            await self.server_event(events.OpenConnectionCompleted(command, words))
+            return
+        try:
+            server.state = ConnectionState.OPEN
+            server.timestamp_start = server.timestamp_tcp_setup = time.time()
+            server.peername = server.sockname = ("0.0.0.0", 0)
+            self.transports[server] = ConnectionIO(
+                handler=asyncio.current_task(),
+                reader=cast(asyncio.StreamReader, stream),
+                writer=cast(asyncio.StreamWriter, stream),
+            )
+            if self._destination.tls:
+                limit_s = HANDSHAKE_LIMIT_S
+                self._opening[server] = self._loop.call_later(limit_s, self._handshake_failed, server, stream)
+            else:
+                self._opened(server)
+            await self.server_event(events.OpenConnectionCompleted(command, None))
+            await self.handle_connection(server)
+        finally:
+            self._opened(server)
+            stream.close()
+            self._upstreams.release()
+
+    async def _dialled(self, server: Server) -> Stream:
+        to = self._destination
+        if self._is_over() or server.address != (str(to.host), to.port) or server.transport_protocol != "tcp":
+            raise DialFailed("the inspector connects to nothing but the destination")
+        await self._upstreams.acquire()
+        try:
+            channel = await self._connected()
+        except BaseException:
+            self._upstreams.release()
+            raise
+        stream = Stream(channel, self._upstream_room.wait)  # type: ignore[arg-type] # wait gives True
+        self._streams.append(stream)
+        if self._is_over():
+            stream.abort()
+        return stream
+
+    async def _connected(self) -> Channel:
+        """A channel to the destination by the way that the requests were admitted for."""
+        egress, to = self._judging.egress, self._destination
+        if egress is None:
+            raise DialFailed("no request was let through")
+        grant = egress.grant()
+        if grant is None:
+            raise DialFailed(f"tunnel {egress.name} is not proved: {egress.words}")
+        channel = await egress.dial(to.host, to.port)
+        if not egress.admits(grant) or not self._judging.admits_still():
+            channel.abort()
+            raise DialFailed("it was no longer admitted when it was dialled")
+        for end in (channel, self._client_channel):
+            end.guard(lambda: egress.admits(grant))
+        return channel
+
+    def _handshake_failed(self, server: Connection, stream: Stream) -> None:
+        if server in self._opening:
+            stream.abort()
+
+    def _opened(self, connection: Connection) -> None:
+        """It is clear whether a destination can be spoken to: the client is heard again."""
+        timer = self._opening.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+
+    # -- hooks -------------------------------------------------------------------------------------
+
+    async def handle_hook(self, hook: commands.StartHook) -> None:
+        """Ask our hook. Whatever goes wrong in it, the connection is cut; this raises nothing."""
+        self._asking += 1
+        try:
+            async with asyncio.timeout(HOOK_LIMIT_S):
+                answer: object = await HOOKS[type(hook)](self, *hook.args())
+            if answer is not Go.ON:
+                self.cut(f"its {hook.name} was not answered")
+        except BaseException as error:
+            self.cut(f"its {hook.name} could not be judged ({type(error).__name__})")
+        finally:
+            self._asking -= 1
+
+    async def pass_over(self, *_: object) -> Go:
+        """A hook that decides nothing."""
+        return Go.ON
+
+    async def next_layer(self, data: layer.NextLayer) -> Go:
+        """The layers of a connection are fixed: its destination, TLS where the flow was TLS, HTTP."""
+        context = data.context
+        match len(context.layers):
+            case 0:
+                to = self._destination
+                context.server.address = (str(to.host), to.port)
+                context.server.tls = to.tls
+                context.server.sni = str(to.host) if to.tls else None
+                data.layer = modes.TransparentProxy(context)
+            case 1 if self._destination.tls:
+                data.layer = JudgedTls(context)
+            case 1 | 2:
+                data.layer = self._http = JudgedHttp(context, self)
+            case _:
+                raise TypeError("a layer that is not expected")
+        return Go.ON
+
+    async def tls_clienthello(self, data: ClientHelloData) -> Go:
+        """The name in TLS must be the one that was asked for; without one the connection's own counts."""
+        said = data.client_hello.sni
+        if said is not None and parse_host(said) != self._destination.host:
+            raise Improper(f'it claims to speak to "{said:.80}"')
+        return Go.ON
+
+    async def tls_start_client(self, data: TlsData) -> Go:
+        """Show the client a certificate for its destination."""
+        data.ssl_conn = self._tls.for_client(self._destination.host, http2=self._http2)
+        return Go.ON
+
+    async def tls_start_server(self, data: TlsData) -> Go:
+        """Have the destination prove who it is."""
+        offered = (H2, HTTP1) if self.client.alpn == H2 else (HTTP1,)
+        data.conn.alpn_offers = offered
+        data.ssl_conn = self._tls.for_server(self._destination.host, offered)
+        return Go.ON
+
+    async def tls_server_settled(self, data: TlsData) -> Go:
+        """The destination's TLS stands, or has failed."""
+        self._opened(data.conn)
+        return Go.ON
+
+    async def tls_failed_client(self, data: TlsData) -> Go:
+        """The client did not accept our certificate, or speaks no TLS that we do."""
+        self._trouble = self._trouble or f"its TLS failed: {data.conn.error or 'no reason given'}"[:200]
+        return Go.ON
+
+    async def requestheaders(self, flow: http.HTTPFlow) -> Go:
+        """Judge a request by its head, before a byte of it goes anywhere."""
+        request = flow.request
+        request.stream = True
+        found = self._judged(flow)
+        if isinstance(found, Refused):
+            flow.metadata[REFUSED] = found
+            request.headers.pop("expect", None)  # who is refused is not asked to go on
+            return Go.ON
+        flow.metadata[EXCHANGE] = found
+        for name in found.asked.drop:
+            request.headers.pop(name, None)
+        host = authority_of(self._destination)
+        if request.is_http2:
+            request.authority = host
+            if "host" in request.headers:
+                request.headers["host"] = host
+        else:
+            request.authority = ""
+            request.headers["host"] = host
+        return Go.ON
+
+    def _judged(self, flow: http.HTTPFlow) -> Exchange | Refused:
+        request = flow.request
+        if flow.error is not None:
+            return self._judging.improper("its request is malformed")
+        try:
+            asked = read_request(
+                self._destination,
+                version=2 if request.is_http2 else 1,
+                method=request.method,
+                authority=request.authority,
+                target=request.path,
+                fields=request.headers.fields,
+                ended=flow.metadata[ENDED] is True,
+            )
+        except Improper as error:
+            return self._judging.improper(str(error))
+        return self._judging.request(asked)
+
+    async def request(self, flow: http.HTTPFlow) -> Go:
+        """A request has been sent whole."""
+        if flow.response is not None and flow.response.timestamp_end is not None:
+            self._finish(flow)
+        return Go.ON
+
+    async def responseheaders(self, flow: http.HTTPFlow) -> Go:
+        """Judge an answer by its head."""
+        exchange, response = flow.metadata[EXCHANGE], flow.response
+        if response is None:
+            raise TypeError("an answer without a head")
+        response.stream = response.status_code != 101
+        try:
+            answered = read_response(
+                exchange.asked,
+                status=response.status_code,
+                version=2 if response.is_http2 else 1,
+                fields=response.headers.fields,
+            )
+            refused = self._judging.answered(exchange, answered)
+        except Improper as error:
+            refused = self._judging.improper(f"what its request is answered with is refused: {error}")
+        if refused is not None:
+            exchange.refused = refused.refusal
+            flow.metadata[REFUSED] = refused
+            self._judging.end(exchange, str(refused.refusal))
+        response.headers.pop("alt-svc", None)  # other ways to the same place are not judged
+        return Go.ON
+
+    async def response(self, flow: http.HTTPFlow) -> Go:
+        """An answer has been sent whole; the request perhaps not yet."""
+        if flow.request.timestamp_end is not None and flow.websocket is None:
+            self._finish(flow)
+        return Go.ON
+
+    async def error(self, flow: http.HTTPFlow) -> Go:
+        """A request came to no end."""
+        if isinstance(exchange := flow.metadata.get(EXCHANGE), Exchange):
+            self._judging.end(exchange, flow.error.msg if flow.error else "failed")
+        return Go.ON
+
+    async def websocket_message(self, flow: http.HTTPFlow) -> Go:
+        """A message that is whole; it is not kept."""
+        if flow.websocket is None or EXCHANGE not in flow.metadata:
+            raise TypeError("a message of no WebSocket")
+        flow.websocket.messages.clear()
+        return Go.ON
+
+    async def websocket_end(self, flow: http.HTTPFlow) -> Go:
+        """A WebSocket has ended."""
+        self._finish(flow)
+        return Go.ON
+
+    def _finish(self, flow: http.HTTPFlow) -> None:
+        if isinstance(exchange := flow.metadata.get(EXCHANGE), Exchange):
+            self._judging.end(exchange, "finished by both ends")
+
+    # -- what the layers ask (Rules) ---------------------------------------------------------------
+
+    def page(self, refused: Refused, request: http.Request | None) -> http.Response:
+        """A refusal as the client can read it."""
+        return page(refused, request, self._judging.flow.destination)
+
+    def improper(self, words: str) -> Refused:
+        """A request that mitmproxy is not shown."""
+        return self._judging.improper(words)
+
+    def failed(self, words: str) -> Refused:
+        """A request that was admitted and came to nothing."""
+        return self._judging.failed(words)
+
+    def exceeded(self, exchange: Exchange) -> Refused:
+        """A body is longer than the policy lets it be."""
+        refused = self._judging.exceeded(exchange)
+        self._judging.end(exchange, str(refused.refusal))
+        return refused
+
+
+HOOKS: Mapping[type[commands.StartHook], Callable[..., Awaitable[Go]]] = {
+    server_hooks.ClientConnectedHook: InspectedConnection.pass_over,
+    server_hooks.ClientDisconnectedHook: InspectedConnection.pass_over,
+    layer.NextLayerHook: InspectedConnection.next_layer,
+    tls.TlsClienthelloHook: InspectedConnection.tls_clienthello,
+    tls.TlsStartClientHook: InspectedConnection.tls_start_client,
+    tls.TlsStartServerHook: InspectedConnection.tls_start_server,
+    tls.TlsEstablishedClientHook: InspectedConnection.pass_over,
+    tls.TlsEstablishedServerHook: InspectedConnection.tls_server_settled,
+    tls.TlsFailedClientHook: InspectedConnection.tls_failed_client,
+    tls.TlsFailedServerHook: InspectedConnection.tls_server_settled,
+    HttpRequestHeadersHook: InspectedConnection.requestheaders,
+    HttpRequestHook: InspectedConnection.request,
+    HttpResponseHeadersHook: InspectedConnection.responseheaders,
+    HttpResponseHook: InspectedConnection.response,
+    HttpErrorHook: InspectedConnection.error,
+    websocket.WebsocketStartHook: InspectedConnection.pass_over,
+    websocket.WebsocketMessageHook: InspectedConnection.websocket_message,
+    websocket.WebsocketEndHook: InspectedConnection.websocket_end,
+}
+
+
+def authority_of(destination: Destination) -> str:
+    """The destination as Host names it."""
+    host = f"[{destination.host}]" if ":" in str(destination.host) else str(destination.host)
+    return host if destination.port == (443 if destination.tls else 80) else f"{host}:{destination.port}"
+
+
+def page(refused: Refused, request: http.Request | None, destination: str) -> http.Response:
+    """The refusal as a response: the one that is shown without inspection, taken apart."""
+    method = request.method if request is not None else "GET"
+    accept = request.headers.get("accept", "") if request is not None else ""
+    accept = "text/html" if "text/html" in accept.lower() else "*/*"
+    shown = "HEAD" if method == "HEAD" else "GET"
+    first = f"{shown} / HTTP/1.1\r\nAccept: {accept}\r\n\r\n".encode("ascii")
+    raw = refusals.answer(refused.refusal, first, destination, refused.reference)
+    head, _, content = raw.partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    fields = [tuple(line.split(b": ", 1)) for line in lines]
+    response = http.Response.make(refused.status or int(status.split(b" ")[1]), b"", ())
+    response.headers = http.Headers(cast(Any, fields))
+    response.raw_content = content
+    return response

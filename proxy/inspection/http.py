@@ -1,0 +1,342 @@
+"""mitmproxy's HTTP layers, made strict: a refusal is a page, a budget ends at the byte.
+
+Heads are looked at before mitmproxy repairs them, and what it would say to a client in its own words is said
+in ours. Touches no socket: events in, commands out. What may pass is asked of `Rules`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from mitmproxy import http
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers import tls
+from mitmproxy.proxy.layers.http import DropStream, HttpLayer, HTTPMode, HttpStream, SendHttp
+from mitmproxy.proxy.layers.http._base import HttpConnection, HttpEvent
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    RequestData,
+    RequestEndOfMessage,
+    RequestHeaders,
+    RequestProtocolError,
+    RequestTrailers,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    ResponseTrailers,
+)
+from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook
+from mitmproxy.proxy.layers.http._http1 import Http1Connection, Http1Server
+from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection
+from mitmproxy.proxy.layers.websocket import WebsocketMessageHook
+
+from proxy.channel.head import BadHead, parse_head
+from proxy.flow import Transfer
+from proxy.inspection.heads import MAX_HEAD_BYTES
+from proxy.inspection.judging import Exchange, Refused
+
+EXCHANGE, REFUSED, ENDED = "exchange", "refused", "ended"
+MESSAGE_BYTES = 16 << 20
+_START = re.compile(r"(?!CONNECT )[A-Z][A-Z0-9_-]{0,31} [!-~]{1,16384} HTTP/1\.[01]")
+_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+_FROM_UPSTREAM = (
+    ResponseHeaders, ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError,
+)  # fmt: skip
+
+
+class Rules(Protocol):
+    """What the layers ask of the connection that they are part of."""
+
+    def page(self, refused: Refused, request: http.Request | None) -> http.Response: ...
+
+    def improper(self, words: str) -> Refused: ...
+
+    def failed(self, words: str) -> Refused: ...
+
+    def exceeded(self, exchange: Exchange) -> Refused: ...
+
+    def cut(self, because: str) -> None: ...
+
+
+class JudgedTls(tls.ClientTLSLayer):
+    """TLS with a client, ended as TLS ends: a response that has no length is otherwise no whole one."""
+
+    def send_close(self, command: commands.CloseConnection) -> CommandGenerator[None]:
+        if self.tls is not None:
+            self.tls.shutdown()
+            yield from self.tls_interact()
+        yield from super().send_close(command)
+
+
+class JudgedHttp(HttpLayer):
+    """The HTTP of one connection."""
+
+    def __init__(self, context: Context, rules: Rules) -> None:
+        super().__init__(context, HTTPMode.transparent)
+        self._rules = rules
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, events.Start) and self.context.client.alpn != b"h2":
+            self.connections[self.context.client] = JudgedHttp1(self.context.fork(), self._rules)
+        yield from super()._handle_event(event)
+
+    def make_stream(self, stream_id: int) -> CommandGenerator[None]:
+        self.streams[stream_id] = JudgedStream(self.context.fork(), stream_id, self._rules)
+        yield from self.event_to_child(self.streams[stream_id], events.Start())
+
+    # -- what is held in memory --------------------------------------------------------------------
+
+    def unparsed_bytes(self) -> int:
+        """The longest that any side has sent and that is no message yet."""
+        heads = [layer for layer in self._ends() if isinstance(layer, Http1Connection)]
+        return max((len(layer.buf) for layer in heads), default=0)
+
+    def head_is_open(self) -> bool:
+        """Whether the client has begun a head and not ended it."""
+        layer = self.connections.get(self.context.client)
+        return isinstance(layer, Http1Server) and bool(layer.buf) and layer.state == layer.read_headers
+
+    def held_bytes(self, *, for_client: bool) -> int:
+        """What HTTP/2 holds because a peer opens no window, towards the client or towards destinations."""
+        client = self.connections.get(self.context.client)
+        ends = [client] if for_client else [layer for layer in self._ends() if layer is not client]
+        return sum(_held(layer) for layer in ends if isinstance(layer, Http2Connection))
+
+    def _ends(self) -> Iterator[object]:
+        for layer in tuple(self.connections.values()):
+            if isinstance(layer, HttpConnection):
+                yield layer
+            else:
+                yield from (inner for inner in layer.context.layers if isinstance(inner, HttpConnection))
+
+
+def _held(layer: Http2Connection) -> int:
+    held = sum(len(piece.data) for pieces in layer.h2_conn.stream_buffers.values() for piece in pieces)
+    if isinstance(layer, Http2Client):
+        queued = (event for waiting in layer.stream_queue.values() for event in waiting)
+        held += sum(len(event.data) for event in queued if isinstance(event, RequestData))
+    return held
+
+
+class JudgedHttp1(Http1Server):
+    """HTTP/1 from a client: a head is looked at strictly before mitmproxy repairs anything in it."""
+
+    def __init__(self, context: Context, rules: Rules) -> None:
+        super().__init__(context)
+        self._rules = rules
+
+    def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
+        if isinstance(event, events.DataReceived):
+            while bytes(self.buf).startswith(b"\r\n"):  # means nothing (RFC 9112, section 2.2)
+                self.buf.maybe_extract_at_most(2)
+            head, found, _ = bytes(self.buf).partition(b"\r\n\r\n")
+            try:
+                if len(head) > MAX_HEAD_BYTES:
+                    raise BadHead("the head is too long")
+                if _BARE_LINE_FEED.search(head):
+                    raise BadHead("a line ends in a line feed alone")
+                if not found:
+                    return
+                if not _START.fullmatch(parse_head(head).start):
+                    raise BadHead("the start line is malformed")
+            except BadHead as error:
+                yield from self._refuse(f"its request is malformed: {error}")
+                return
+        for command in super().read_headers(event):
+            if isinstance(command, commands.SendData):
+                yield from self._refuse("its request is malformed")
+                return
+            yield command
+
+    def _refuse(self, words: str) -> CommandGenerator[None]:
+        """Say no and hear nothing more: what follows could be read as a request."""
+        page = self._rules.page(self._rules.improper(words), None)
+        head = b"\r\n".join(b"%s: %s" % field for field in page.headers.fields)
+        status = f"HTTP/1.1 {page.status_code} {page.reason}\r\n".encode("ascii")
+        yield commands.SendData(self.conn, status + head + b"\r\n\r\n" + (page.raw_content or b""))
+        yield commands.CloseConnection(self.conn)
+        self.state = self.done
+
+
+class JudgedStream(HttpStream):
+    """One request and its answer."""
+
+    def __init__(self, context: Context, stream_id: int, rules: Rules) -> None:
+        super().__init__(context, stream_id)
+        self._rules = rules
+        self._ended = False  # its head is all there is of the request
+        self._begun = False  # the client has the head of an answer
+        self._shown = False  # that answer is a refusal, and what the destination still says is nobody's
+        self._message = {True: 0, False: 0}  # bytes of a WebSocket message that has not ended, by direction
+
+    def handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if self._shown and isinstance(event, _FROM_UPSTREAM):
+            return
+        if isinstance(event, RequestHeaders):
+            self._ended = event.end_stream
+        for command in super().handle_event(event):
+            if isinstance(command, HttpRequestHeadersHook):
+                self.flow.metadata[ENDED] = self._ended
+            if isinstance(command, SendHttp) and command.connection == self.context.client:
+                if isinstance(command.event, ResponseHeaders):
+                    self._begun = self._begun or command.event.response.status_code >= 101
+                elif isinstance(command.event, ResponseProtocolError) and not self._begun:
+                    yield from self._show(self._reason(command.event))
+                    continue
+            yield command
+
+    def _reason(self, error: ResponseProtocolError) -> Refused:
+        refused = self._refused()
+        return refused or self._rules.failed(error.message)
+
+    def _refused(self) -> Refused | None:
+        found = self.flow.metadata.get(REFUSED)
+        return found if isinstance(found, Refused) else None
+
+    def _exchange(self) -> Exchange:
+        """What was judged. Nothing passes without it: a KeyError here cuts the connection."""
+        found = self.flow.metadata[EXCHANGE]
+        if not isinstance(found, Exchange):
+            raise TypeError("a request that was not judged")
+        return found
+
+    def _show(self, refused: Refused) -> CommandGenerator[None]:
+        page = self._rules.page(refused, self.flow.request)
+        self.flow.response = page
+        self._begun = self._shown = True
+        self.server_state = self.state_errored
+        content = page.raw_content or b""
+        yield self._to_client(ResponseHeaders(self.stream_id, page, not content))
+        if content:
+            yield self._to_client(ResponseData(self.stream_id, content))
+        yield self._to_client(ResponseEndOfMessage(self.stream_id))
+
+    def _to_client(self, event: HttpEvent) -> SendHttp:
+        return SendHttp(event, self.context.client)
+
+    # -- the request -------------------------------------------------------------------------------
+
+    def start_request_stream(self) -> CommandGenerator[None]:
+        if (refused := self._refused()) is not None:
+            yield from self._show(refused)
+            self.client_state = self.state_drain
+        else:
+            self._exchange()
+            yield from super().start_request_stream()
+
+    def state_consume_request_body(self, event: events.Event) -> CommandGenerator[None]:
+        if (refused := self._refused()) is not None:
+            yield from self._show(refused)
+            yield from self.state_drain(event)
+        elif isinstance(event, RequestEndOfMessage):
+            self._exchange()
+            yield from super().state_consume_request_body(event)
+        else:
+            raise TypeError("a request without a body has one")
+
+    def state_drain(self, event: events.Event) -> CommandGenerator[None]:
+        """What a client still sends after it was refused: read, so that it can read the page, and dropped."""
+        self.client_state = self.state_drain
+        if isinstance(event, RequestEndOfMessage):
+            self.client_state = self.state_done
+            yield from self._drop()
+
+    def _drop(self) -> CommandGenerator[None]:
+        self.flow.live = False
+        yield DropStream(self.stream_id)
+
+    def state_stream_request_body(self, event: Any) -> CommandGenerator[None]:
+        if isinstance(event, RequestTrailers):
+            raise TypeError("trailers of a request are not judged and do not go on")
+        if not isinstance(event, RequestData):
+            yield from super().state_stream_request_body(event)
+            return
+        exchange = self._exchange()
+        allowed = exchange.allow(Transfer.UPLOAD, len(event.data))
+        if allowed:
+            data = RequestData(self.stream_id, event.data[:allowed])
+            yield SendHttp(data, self.context.server)
+        if allowed < len(event.data):
+            refused = self._rules.exceeded(exchange)
+            yield self._give_up()
+            if self._begun:
+                self._rules.cut(str(refused.refusal.because))
+            else:
+                yield from self._show(refused)
+                self.client_state = self.state_drain
+
+    def _give_up(self) -> SendHttp:
+        """End the request at its destination: a connection of HTTP/1 closes, a stream of HTTP/2 is reset."""
+        error = RequestProtocolError(self.stream_id, "refused", ErrorCode.CANCEL)
+        return SendHttp(error, self.context.server)
+
+    # -- the answer --------------------------------------------------------------------------------
+
+    def start_response_stream(self) -> CommandGenerator[None]:
+        if (refused := self._refused()) is not None:
+            yield from self._instead(refused)
+        else:
+            self._exchange()
+            yield from super().start_response_stream()
+
+    def state_consume_response_body(self, event: events.Event) -> CommandGenerator[None]:
+        if (refused := self._refused()) is not None:
+            yield from self._instead(refused)
+        elif isinstance(event, ResponseData):
+            raise TypeError("an answer without a body has one")
+        else:
+            yield from super().state_consume_response_body(event)
+
+    def _instead(self, refused: Refused) -> CommandGenerator[None]:
+        """A page in place of an answer that was refused."""
+        yield self._give_up()
+        yield from self._show(refused)
+        if self.client_state == self.state_done:
+            yield from self._drop()
+        else:
+            self.client_state = self.state_drain
+
+    def state_stream_response_body(self, event: events.Event) -> CommandGenerator[None]:
+        if not isinstance(event, ResponseData):
+            yield from super().state_stream_response_body(event)
+            return
+        exchange = self._exchange()
+        allowed = exchange.allow(Transfer.DOWNLOAD, len(event.data))
+        if allowed:
+            yield self._to_client(ResponseData(self.stream_id, event.data[:allowed]))
+        if allowed < len(event.data):
+            refused = self._rules.exceeded(exchange)
+            if self.context.client.alpn != b"h2":
+                self._rules.cut(str(refused.refusal.because))  # a plain end could look like a whole answer
+                return
+            yield self._give_up()
+            yield self._to_client(ResponseProtocolError(self.stream_id, "refused", ErrorCode.CANCEL))
+            self._shown = True
+            self.client_state = self.server_state = self.state_errored
+
+    # -- a WebSocket -------------------------------------------------------------------------------
+
+    def passthrough(self, event: events.Event) -> CommandGenerator[None]:
+        exchange = self._exchange()
+        if isinstance(event, RequestData | ResponseData):
+            upload = isinstance(event, RequestData)
+            self._message[upload] += len(event.data)
+            if self._message[upload] > MESSAGE_BYTES:
+                self._rules.cut("a message of its WebSocket is too long")
+                return
+        for command in super().passthrough(event):
+            if isinstance(command, WebsocketMessageHook) and self.flow.websocket is not None:
+                self._message[self.flow.websocket.messages[-1].from_client] = 0
+            if isinstance(command, SendHttp) and isinstance(command.event, RequestData | ResponseData):
+                upload = isinstance(command.event, RequestData)
+                data = command.event.data
+                allowed = exchange.allow(Transfer.UPLOAD if upload else Transfer.DOWNLOAD, len(data))
+                if allowed < len(data):
+                    self._rules.cut(str(self._rules.exceeded(exchange).refusal.because))
+                    return
+            yield command

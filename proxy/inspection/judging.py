@@ -1,0 +1,317 @@
+"""The requests of one connection: each judged by itself, and on record before a byte of it goes on.
+
+Asks the gate and nobody else, and lets through what it gets a plain yes for. Knows no HTTP library, no socket
+and no task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from proxy.audit import AuditUnwritable, EndRecord, Segment, Tally, VerdictRecord
+from proxy.egress import Egress, Grant
+from proxy.flow import FAILED, UNKNOWN, Because, Budget, Flow, Origin, Refusal, Transfer
+from proxy.flow_table import FlowTable, OpenFlow
+from proxy.gate import Admission, Gate, Inspect, gate_refusal
+from proxy.inspection.heads import Answered, Asked
+from proxy.passage import Tallies, Visitor, verdict_record
+from proxy.relay import Counts, tightest
+
+# What only the answer to a request tells: a request may go on while no more than this is open.
+_TOLD_BY_THE_ANSWER = frozenset({"content_type", "size"})
+MAX_PATH = 200
+NO_RECORD_CURE = "make room on the disk"
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """One request that was let through, and what may be carried of it. `refused` is why it was ended."""
+
+    asked: Asked
+    flow: Flow
+    egress: Egress
+    grant: Grant
+    record: VerdictRecord
+    entry: OpenFlow
+    waits: bool  # its verdict waits for what it is answered with
+    budgets: dict[Transfer, Budget] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+    refused: Refusal | None = None
+    over: bool = False
+
+    @property
+    def counts(self) -> Counts:
+        """The bytes of its two bodies so far."""
+        return self.entry.counts
+
+    def allow(self, transfer: Transfer, wanted: int) -> int:
+        """How many of `wanted` further bytes may pass; fewer than that ends the exchange at the byte."""
+        counts, budget = self.counts, self.budgets.get(transfer)
+        carried = counts.uploaded if transfer is Transfer.UPLOAD else counts.downloaded
+        allowed = wanted if budget is None else min(wanted, max(0, budget.limit_bytes - carried))
+        counts.add(transfer, allowed)
+        if allowed < wanted and budget is not None:
+            self.refused = Refusal(budget.because)
+        return allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request or an answer that goes no further, with the reference under which that is recorded.
+
+    `status` is HTTP's, where it is another than that of a refusal.
+    """
+
+    refusal: Refusal
+    reference: str
+    status: int | None = None
+
+
+class Judging:
+    """The judge of one connection's requests. `flow` is what is known of the connection itself."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        table: FlowTable,
+        records: Segment | Tally,
+        tallies: Tallies,
+        now: Callable[[], datetime],
+        *,
+        flow: Flow,
+        visitor: Visitor,
+        number: str,
+    ) -> None:
+        self._gate, self._table, self._records, self.tallies = gate, table, records, tallies
+        self._now = now
+        self.reset: Callable[[], None] = lambda: None  # whoever carries the connection says how to end it
+        self.flow, self.visitor, self.number = flow, visitor, number
+        self._count = 0
+        self._egress: Egress | None = None
+        self._connection: OpenFlow | None = None
+        self._open: set[Exchange] = set()
+
+    @property
+    def cut_because(self) -> str:
+        """Why the gate cut the connection, empty while it has not."""
+        return self._connection.cut_because if self._connection else ""
+
+    @property
+    def has_judged(self) -> bool:
+        """Whether anything was asked on this connection."""
+        return self._count > 0
+
+    @property
+    def egress(self) -> Egress | None:
+        """The way of the requests that were let through, None before the first."""
+        return self._egress
+
+    def request(self, asked: Asked) -> Exchange | Refused:
+        """Judge a request by its head. What may go is on record and in the flow table when this returns."""
+        reference = self._reference()
+        path = asked.path.partition("?")[0]
+        words = f"{asked.method} {path if len(path) <= MAX_PATH else path[:MAX_PATH] + '…'}"
+        flow = replace(self.flow, at=self._now(), method=asked.method, path=asked.path)
+        answer, flow = self._admission(flow, asked)
+        if isinstance(answer, Refusal):
+            return self._refuse(answer, flow, reference, words)
+        if self._egress not in (None, answer.egress):
+            # One connection never gets one way for one request and another way for the next.
+            refusal = gate_refusal("route-changes", "its connection goes through another tunnel", "try again")
+            return self._refuse(refusal, flow, reference, words)
+        record = self._record(answer, flow, reference, words)
+        if isinstance(record, Refused):
+            return record
+        return self._opened(asked, flow, answer, record)
+
+    def _record(
+        self, answer: Admission | Inspect, flow: Flow, reference: str, words: str | None
+    ) -> VerdictRecord | Refused:
+        """Write down that a request, or what it is answered with, may go; what cannot be may not."""
+        record = verdict_record(
+            self._now(), reference, flow, self.visitor, answer.judgement.because, answer.policy.hash,
+            answer.egress.name, answer.grant, words,
+        )  # fmt: skip
+        try:
+            self._records.verdict(record)
+        except AuditUnwritable as error:
+            self.tallies.refused += 1
+            refusal = gate_refusal("no-record", f"nothing can be recorded: {error}", NO_RECORD_CURE)
+            return Refused(refusal, reference)
+        return record
+
+    def _admission(self, flow: Flow, asked: Asked) -> tuple[Admission | Inspect | Refusal, Flow]:
+        """The gate's answer for all that a request will transfer, and the flow that it was given for."""
+        if not asked.has_body and not asked.websocket_key:
+            flow = replace(flow, transfer=Transfer.DOWNLOAD)
+            return self._plain(self._gate.ask(flow), _TOLD_BY_THE_ANSWER), flow
+        upload = replace(flow, transfer=Transfer.UPLOAD, content_type=asked.content_type, size=asked.size)
+        if not asked.websocket_key:
+            return self._plain(self._gate.ask(upload)), upload
+        # A WebSocket carries both ways what no head declares: it must be admitted whatever that is.
+        unsaid = replace(flow, content_type=FAILED, size=UNKNOWN)
+        ways = [replace(unsaid, transfer=transfer) for transfer in Transfer]
+        answers = [self._plain(self._gate.ask(way)) for way in ways]
+        for answer, way in zip(answers, ways, strict=True):
+            if isinstance(answer, Refusal):
+                return answer, way
+        first = answers[0]
+        assert not isinstance(first, Refusal)
+        every = tuple(
+            b for answer in answers if isinstance(answer, Admission) for b in answer.judgement.budgets
+        )
+        return replace(first, judgement=replace(first.judgement, budgets=every)), flow
+
+    def _plain(
+        self, answer: object, may_wait_for: frozenset[str] = frozenset()
+    ) -> Admission | Inspect | Refusal:
+        """The gate's answer, if it is a plain one or waits for nothing else than it may."""
+        match answer:
+            case Admission() | Refusal():
+                return answer
+            case Inspect() if answer.judgement.waits_for <= may_wait_for:
+                return answer
+            case Inspect():
+                wanted = ", ".join(sorted(answer.judgement.waits_for))
+                return gate_refusal("undecided", f"{_who(answer)} depends on {wanted}, which it does not say")
+            case _:
+                return gate_refusal("undecided", "the gate came to no decision")
+
+    def _opened(
+        self, asked: Asked, flow: Flow, answer: Admission | Inspect, record: VerdictRecord
+    ) -> Exchange:
+        self._egress = answer.egress
+        if self._connection is None:
+            self._connection = self._entry(self.number, self.flow, answer)
+        entry = self._entry(record.flow, flow, answer)
+        self.tallies.admitted += 1
+        waits = answer.judgement.verdict is None
+        found = Exchange(asked, flow, answer.egress, answer.grant, record, entry, waits)
+        self._bound(found, answer)
+        self._open.add(found)
+        return found
+
+    def _entry(self, number: str, flow: Flow, answer: Admission | Inspect) -> OpenFlow:
+        entry = OpenFlow(
+            id=number,
+            bubble=self.visitor.bubble,
+            flow=flow,
+            tunnel=answer.egress.name,
+            policy=answer.policy.hash,
+            reset=lambda: self.reset(),
+        )
+        self._table.add(entry)
+        return entry
+
+    @staticmethod
+    def _bound(exchange: Exchange, answer: Admission | Inspect) -> None:
+        for transfer in Transfer:
+            if (budget := tightest(answer.judgement.budgets, transfer)) is not None:
+                exchange.budgets[transfer] = budget
+
+    def answered(self, exchange: Exchange, answered: Answered) -> Refused | None:
+        """Judge what a request is answered with by its head; what is refused is recorded once more."""
+        if not answered.has_body or exchange.asked.websocket_key:
+            return None
+        flow = replace(
+            exchange.flow,
+            at=self._now(),
+            transfer=Transfer.DOWNLOAD,
+            content_type=answered.content_type,
+            size=answered.size,
+        )
+        answer = self._plain(self._gate.ask(flow))
+        if not isinstance(answer, Refusal) and answer.egress is not exchange.egress:
+            answer = gate_refusal("route-changes", "its connection goes through another tunnel", "try again")
+        if isinstance(answer, Refusal):
+            exchange.refused = answer
+            return self._refuse(answer, flow, exchange.record.flow, exchange.record.request)
+        if exchange.waits:
+            written = self._record(answer, flow, exchange.record.flow, exchange.record.request)
+            if isinstance(written, Refused):
+                exchange.refused = written.refusal
+                return written
+        exchange.budgets.pop(Transfer.DOWNLOAD, None)
+        self._bound(exchange, answer)
+        return None
+
+    def admits_still(self) -> bool:
+        """Whether every open request would be let through now: asked when something was waited for."""
+        return all(self._still(exchange) for exchange in self._open)
+
+    def _still(self, exchange: Exchange) -> bool:
+        now = replace(self.flow, at=self._now(), method=exchange.asked.method, path=exchange.asked.path)
+        answer, _ = self._admission(now, exchange.asked)
+        return not isinstance(answer, Refusal) and answer.egress is exchange.egress
+
+    def improper(self, words: str) -> Refused:
+        """Refuse a message that is not passed on, whatever the policy says."""
+        return self._refuse(gate_refusal("improper", words), self.flow, self._reference(), None)
+
+    def failed(self, words: str) -> Refused:
+        """Tell of a request that was let through and came to nothing; that is no verdict."""
+        return Refused(Refusal(Because(Origin.GATE, "destination", words), "try again"), self.number, 502)
+
+    def unserved(self, because: Because) -> Refused:
+        """Refuse the connection itself, before its first request."""
+        return self._refuse(Refusal(because), self.flow, self._reference(), None)
+
+    def exceeded(self, exchange: Exchange) -> Refused:
+        """A body that has used up its budget: the refusal that the exchange ends with, recorded."""
+        refusal = exchange.refused or gate_refusal("budget", "its budget is used up")
+        return self._refuse(refusal, exchange.flow, exchange.record.flow, exchange.record.request)
+
+    def end(self, exchange: Exchange, why: str) -> None:
+        """The exchange is over. Safe to call twice: the first reason counts."""
+        if exchange.over:
+            return
+        exchange.over = True
+        self._open.discard(exchange)
+        self._table.remove(exchange.entry)
+        if exchange.entry.cut_because or self.cut_because:
+            why = f"cut by the gate: {exchange.entry.cut_because or self.cut_because}"
+        elif exchange.refused is not None:
+            why = f"cut by the gate: {exchange.refused.because}"
+        counts = exchange.counts
+        self.tallies.bytes_up += counts.uploaded
+        self.tallies.bytes_down += counts.downloaded
+        took_s = round(time.monotonic() - exchange.began, 3)
+        end = EndRecord(
+            at=self._now(),
+            of=exchange.record,
+            bytes_up=counts.uploaded,
+            bytes_down=counts.downloaded,
+            duration_s=took_s,
+            why=why,
+        )
+        with contextlib.suppress(AuditUnwritable):  # the next verdict is denied until one can be written
+            self._records.end(end)
+
+    def close(self, why: str) -> None:
+        """The connection is over."""
+        for exchange in tuple(self._open):
+            self.end(exchange, why)
+        if self._connection is not None:
+            self._table.remove(self._connection)
+
+    def _reference(self) -> str:
+        self._count += 1
+        return f"{self.number}.{self._count}"
+
+    def _refuse(self, refusal: Refusal, flow: Flow, reference: str, request: str | None) -> Refused:
+        self.tallies.refused += 1
+        record = verdict_record(
+            self._now(), reference, flow, self.visitor, refusal.because, self._gate.policy.hash,
+            request=request,
+        )  # fmt: skip
+        with contextlib.suppress(AuditUnwritable):  # it is refused anyway; `status` tells the trouble
+            self._records.verdict(record)
+        return Refused(refusal, reference)
+
+
+def _who(answer: Inspect) -> str:
+    return ", ".join(str(because) for because in answer.judgement.in_play) or "its verdict"
