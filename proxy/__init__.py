@@ -17,7 +17,7 @@ pyproject.toml, and this is what it is about):
     config, site                           the site file, and all that it names
     authority, new_site                    who issues the tunnels' certificates; a site's first day
     reload                                 a policy in place of another while flows go on
-    tunnels/                               a holder's evidence, judged
+    tunnels/, renewal, expiry              a holder's evidence, judged; their certificates, kept new
     passage, captured                      the way of one flow; the ingress of one bubble
     bubble, inner, run                     a program's sandbox, and the processes beside it
     dialling, holder, door                 the small processes

@@ -15,7 +15,7 @@ import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
@@ -23,12 +23,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from proxy import certificates
+from proxy import certificates, expiry
 from proxy.addresses import parse_host
 from proxy.certificates import Issued
 
 CA_DAYS, LEAF_DAYS = 3650, 397
-SOON = timedelta(days=30)
+
 REVOKED = "revoked.txt"
 _FOLDER = "authority"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -250,7 +250,7 @@ def _record(
     elif newest[name] is not one:
         state = State.REPLACED
     else:
-        state = State.SOON if one.not_valid_after_utc - now <= SOON else State.VALID
+        state = State.SOON if one.not_valid_after_utc - now <= expiry.SOON else State.VALID
     return Record(name, kind, one, state)
 
 

@@ -26,6 +26,7 @@ from proxy.messages.worker import (
     FromWorker,
     Lease,
     Listen,
+    NewCertificate,
     NewPolicy,
     NewSegment,
     NoSegment,
@@ -127,7 +128,7 @@ class Worker:
         self._segment = self._segments.open(zone.name, self._number)
         fds = [ipc.memory_file("policy", loaded.policy_text), self._segment.fd]
         for name in zone.tunnels:
-            files, holder = loaded.files[name], self._keepers[name].serve()
+            files, holder = self._keepers[name].files, self._keepers[name].serve()
             if isinstance(files, TunnelFiles):  # the keys of packet tunnels are no worker's business
                 fds += [ipc.memory_file("tunnel", content) for content in files.contents()]
             fds.append(holder.detach() if holder else _dead_end())
@@ -162,6 +163,13 @@ class Worker:
         if end is not None and self._link is not None:
             self._link.send(Door(tunnel), [end.fileno()])
             end.close()
+
+    def renew(self, tunnel: str) -> None:
+        """Give it the certificate that a tunnel has now, for the connections that come."""
+        fds = [ipc.memory_file("tunnel", content) for content in self._keepers[tunnel].files.contents()]
+        if self._link is not None:
+            self._link.send(NewCertificate(tunnel), fds)
+        ipc.close_all(fds)
 
     def replace_policy(self, text: bytes, file: str) -> None:
         """Give it a new policy."""

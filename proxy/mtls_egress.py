@@ -34,7 +34,7 @@ class MtlsEgress(Egress):
         self, setup: TunnelSetup, context: ssl.SSLContext, backlog: Backlog, clock: Callable[[], int]
     ) -> None:
         super().__init__(setup.name, clock)
-        self._setup, self._context, self._backlog = setup, context, backlog
+        self.setup, self._context, self._backlog = setup, context, backlog
         self._link: Link[Dialled] | None = None
         self._waiting: deque[asyncio.Future[socket.socket]] = deque()
         self._kept = KeptChannels(self._handshaken)
@@ -47,9 +47,14 @@ class MtlsEgress(Egress):
         """See Egress."""
         if self._link is not None:
             self._link.close()
-            self._fail_all()
-        self._kept.drop()
         self._link = Link(sock, [Dialled])
+        self._kept.drop()
+        self._fail_all()
+
+    def show(self, context: ssl.SSLContext) -> None:
+        """Show another certificate from the next connection on."""
+        self._context = context
+        self._kept.drop()
 
     async def hear_holder(self) -> None:
         """See Egress."""
@@ -90,11 +95,21 @@ class MtlsEgress(Egress):
             self._fail("the tunnel's holder is gone")
 
     async def _socket(self) -> socket.socket:
-        if self._link is None or self._link.closed:
+        """A socket of the holder; of the one that follows it, if it is replaced meanwhile."""
+        while True:
+            asked = self._link
+            try:
+                return await self._ask(asked)
+            except DialFailed:
+                if self._link is asked or self._link is None:
+                    raise
+
+    async def _ask(self, link: Link[Dialled] | None) -> socket.socket:
+        if link is None or link.closed:
             raise DialFailed("the tunnel's holder is not there")
         waiter: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
-        self._link.send(Dial(1))
+        link.send(Dial(1))
         try:
             async with asyncio.timeout(SOCKET_LIMIT_S):
                 return await waiter
@@ -125,8 +140,8 @@ class MtlsEgress(Egress):
     async def _handshaken(self) -> TlsChannel:
         """A channel to the pinned gateway that nothing was asked of yet."""
         sock = await self._socket()
-        pins = frozenset(self._setup.pins)
-        name, limit_s = self._setup.server_name, TLS_LIMIT_S
+        pins = frozenset(self.setup.pins)
+        name, limit_s = self.setup.server_name, TLS_LIMIT_S
         return await tls_client(sock, self._context, name, pins, limit_s, self._backlog)
 
     def close(self) -> None:

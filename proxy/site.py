@@ -108,7 +108,7 @@ def load_site(file: Path) -> Loaded:
             if isinstance(tunnel, WireguardTunnel):
                 files[name] = _wireguard_keys(tunnel)
                 continue
-            files[name] = mtls_files = _tunnel_files(tunnel)
+            files[name] = mtls_files = tunnel_files(tunnel)
             problems += client_problems(tunnel, mtls_files, datetime.now(UTC))
         except SiteError as error:
             problems.append(str(error))
@@ -220,7 +220,8 @@ def _is_for_clients(certificate: x509.Certificate) -> bool:
     return ExtendedKeyUsageOID.CLIENT_AUTH in usage
 
 
-def _tunnel_files(tunnel: Tunnel) -> TunnelFiles:
+def tunnel_files(tunnel: Tunnel) -> TunnelFiles:
+    """The files of a tunnel as they are now. Raises SiteError; whether they fit says `client_problems`."""
     return TunnelFiles(
         _read(tunnel.ca, f'ca of tunnel "{tunnel.name}"'),
         _read(tunnel.certificate, f'certificate of tunnel "{tunnel.name}"'),

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from proxy import expiry
 from proxy.admin import Peer
 from proxy.crew import Bubble, Worker
 from proxy.flow import TunnelState
@@ -74,6 +75,11 @@ def status(daemon: Daemon, uid: int) -> dict[str, Any]:
             for bubble, _ in daemon.bubbles.values()
             if everything or bubble.uid == uid
         ],
+        "warnings": [
+            line
+            for name, keeper in daemon.keepers.items()
+            for line in expiry.warnings(name, keeper.certificate, keeper.shown, datetime.now(UTC))
+        ],
         "trouble": [worker["audit_trouble"] for worker in workers if worker["audit_trouble"]],
     }
 
@@ -120,6 +126,20 @@ def _tunnel(daemon: Daemon, name: str) -> dict[str, Any]:
         "words": now.words,
         "peer": now.peer,
         "proof_age_s": age,
+        "certificate": _expiry(expiry.of_pem(keeper.certificate)),
+        "gateway_certificate": _expiry(expiry.of_base64(keeper.shown)),
+    }
+
+
+def _expiry(found: expiry.Expiry | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    now = datetime.now(UTC)
+    return {
+        "name": found.name,
+        "until": found.until.isoformat(),
+        "days_left": found.days_left(now),
+        "expires_soon": found.is_soon(now),
     }
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from proxy import ipc, name_service, notify, paths, prctl, remains, sandbox
+from proxy import ipc, name_service, notify, paths, prctl, remains, renewal, sandbox
 from proxy.admin import AdminSocket, Peer
 from proxy.allocator import Allocator
 from proxy.audit import AuditUnwritable
@@ -117,6 +117,7 @@ class Supervisor:
         for name, tunnel in self.loaded.site.tunnels.items():
             self.keepers[name] = keeper = Keeper(setup_of(tunnel), self.loaded.files[name])
             self._start(self._keep(keeper))
+            self._start(renewal.follow(tunnel, keeper, self._renewed, notify.say))
         undo.push_async_callback(self._admin.hang_up)
         undo.callback(self._admin.close)
         loop = asyncio.get_running_loop()
@@ -205,6 +206,10 @@ class Supervisor:
             if what != said:
                 said = what
                 notify.say(words)
+
+    def _renewed(self, keeper: Keeper) -> None:
+        for worker in self._workers_of(keeper):
+            worker.renew(keeper.setup.name)
 
     def _workers_of(self, keeper: Keeper) -> list[Worker]:
         zones = self.loaded.site.zones

@@ -47,6 +47,7 @@ from proxy.messages.worker import (
     Lease,
     Listen,
     NameAnswer,
+    NewCertificate,
     NewPolicy,
     NewSegment,
     NoSegment,
@@ -167,6 +168,10 @@ class Worker:
                 self._forget(message.bubble)
             case Door():
                 self._connect_holder(self._egresses[message.tunnel], fds[0])
+            case NewCertificate():
+                egress = self._egresses[message.tunnel]
+                if isinstance(egress, MtlsEgress):
+                    egress.show(_context(egress.setup, *fds))
             case NewPolicy():
                 self._start(self._replace_policy(ipc.read_file(fds[0]), message.policy_file))
             case NewSegment():

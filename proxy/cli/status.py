@@ -39,6 +39,8 @@ def show(found: dict[str, Any], console: Console) -> None:
         console.print(Text("             programs can go around this gate", "bold red"))
     for trouble in found["trouble"]:
         console.print(Text(f"new flows are denied: {trouble}", "bold red"))
+    for warning in found["warnings"]:
+        console.print(Text(warning, "bold yellow"))
     console.print(_tunnels(found))
     for name, tunnel in found["tunnels"].items():
         if not tunnel["attested"]:

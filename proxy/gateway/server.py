@@ -81,6 +81,10 @@ class Gateway:
                 task.cancel()
             await asyncio.gather(*watching, *self._tasks, return_exceptions=True)
 
+    def show(self, context: ssl.SSLContext) -> None:
+        """Show another certificate from the next connection on."""
+        self._context = context
+
     def refresh_revocations(self) -> None:
         """Look at the file of revocations and cut whoever it lists."""
         if not self._revocations.refresh():

@@ -28,12 +28,14 @@ from proxy import notify
 from proxy.certificates import spki_pin
 from proxy.channel import server_context
 from proxy.channel.connect import authority
+from proxy.gateway import renewed
 from proxy.gateway.config import Endpoint, FileRef, GatewayConfig, Limits, read_config
 from proxy.gateway.dial import Dialer, system_resolver
 from proxy.gateway.log import Log
 from proxy.gateway.revoked import Revocations
 from proxy.gateway.server import Gateway
 from proxy.policy.source import Problem, Problems, Where
+from proxy.stamps import look
 
 _BACKLOG = 1024
 _OTHER_DESCRIPTORS = 64
@@ -43,8 +45,9 @@ async def run(file: Path) -> None:
     """Serve until SIGTERM or SIGINT. Raises Problems where the configuration cannot be used."""
     config = load(file)
     limits = affordable(config.limits)
-    context = tls(config)
-    pin = spki_pin(_certificate_der(config.certificate.path))
+    files = (config.certificate.path, config.key.path, config.client_ca.path)
+    stamps = look(files)
+    context, pin = shown(config)
     with ExitStack() as undo:
         with _said_at(config.log):
             log = Log(config.log.path, lambda: datetime.now(UTC))
@@ -67,6 +70,10 @@ async def run(file: Path) -> None:
         log.write("started", listen=where, pin=pin)
         notify.say(f"gateway listening on {where}, key {pin}")
         notify.ready()
+        renewing = asyncio.create_task(
+            renewed.follow(files, stamps, lambda: shown(config), gateway.show, log)
+        )
+        undo.callback(renewing.cancel)
         await gateway.serve(listeners, stop)
         notify.stopping()
         log.note("stopped", lost=log.lost)
@@ -94,6 +101,13 @@ def tls(config: GatewayConfig) -> ssl.SSLContext:
         ssl.create_default_context(cadata=ca_pem)
     with _said_at(config.certificate):
         return server_context(client_ca_pem=ca_pem, certificate=config.certificate.path, key=config.key.path)
+
+
+def shown(config: GatewayConfig) -> tuple[ssl.SSLContext, str]:
+    """The context of the configured files as they are now, and the pin of the key. Raises Problems."""
+    context = tls(config)
+    with _said_at(config.certificate):
+        return context, spki_pin(_certificate_der(config.certificate.path))
 
 
 def affordable(limits: Limits) -> Limits:

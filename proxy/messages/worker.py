@@ -66,6 +66,15 @@ class Door:
 
 
 @dataclass(frozen=True, slots=True)
+class NewCertificate:
+    """A tunnel's certificate was renewed. Descriptors: CA, client certificate, its key."""
+
+    descriptors: ClassVar[tuple[int, int]] = (3, 3)
+
+    tunnel: str
+
+
+@dataclass(frozen=True, slots=True)
 class NewPolicy:
     """The policy is replaced; one descriptor, its text. Open flows are judged again."""
 
@@ -109,7 +118,8 @@ class AddressAnswer:
 
 
 TO_WORKER = (
-    Configure, Listen, BubbleGone, Lease, Door, NewPolicy, NewSegment, NoSegment, NameAnswer, AddressAnswer,
+    Configure, Listen, BubbleGone, Lease, Door, NewCertificate, NewPolicy, NewSegment, NoSegment, NameAnswer,
+    AddressAnswer,
 )  # fmt: skip
 type ToWorker = (
     Configure
@@ -117,6 +127,7 @@ type ToWorker = (
     | BubbleGone
     | Lease
     | Door
+    | NewCertificate
     | NewPolicy
     | NewSegment
     | NoSegment

@@ -1,6 +1,9 @@
 """Keeps one tunnel up: starts its holder, judges what it saw, says so, and starts it again when it ends.
 
 Judges with `attest` and nothing else. Gives news as an async iterator; knows neither zone nor worker.
+
+A new certificate is proved by a second holder beside the first. Once the pinned peer has answered it it takes
+the first one's place, and what was proved goes on without a gap.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import socket
 import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from proxy import children, ipc
 from proxy.certificates import spki_pin
@@ -19,32 +23,58 @@ from proxy.flow import TunnelState
 from proxy.link import Link
 from proxy.messages.holding import Evidence, Hold, Serve, TunnelSetup
 from proxy.messages.packets import HoldPackets, PacketEvidence
-from proxy.site import TunnelKeys
+from proxy.site import TunnelFiles, TunnelKeys
 from proxy.tunnels.base import Attestation, attest
 from proxy.tunnels.packets import attest_packets
 
 PROBE_EVERY_MS, PROBE_LIMIT_MS = 1000, 1000
 RESTART_PAUSE_S = 0.2
+PROOF_LIMIT_S = 10.0
+HANDOVER_S = 1.0  # workers that are given the new holder may still wait for sockets of the old one
 NOBODY = 65534
 UNREADABLE = "unreadable"
+NOT_YET = Attestation(TunnelState.DOWN, "not started")
+
+
+@dataclass(slots=True, eq=False)
+class Holder:
+    """One holder process: what it was given, and what it saw last."""
+
+    link: Link[Evidence | PacketEvidence]
+    process: Process
+    files: TunnelKeys
+    seen: Evidence | PacketEvidence | None = None
+
+    async def end(self) -> None:
+        """End the process; safe to call twice."""
+        self.link.close()
+        await children.end(self.process)
 
 
 class Keeper:
     """One tunnel. `now` is what is proved of it at present; `generation` counts its holders."""
 
     def __init__(self, setup: TunnelSetup, files: TunnelKeys) -> None:
-        self.setup, self._files = setup, files
-        self.now = Attestation(TunnelState.DOWN, "not started")
+        self.setup, self.files = setup, files
+        self.now = NOT_YET
         self.generation = 0
-        self._link: Link[Evidence | PacketEvidence] | None = None
-        self._process: Process | None = None
+        self.shown = ""
+        """The certificate that the peer showed last, DER in base64."""
+        self._holder: Holder | None = None
+        self._heir: Holder | None = None
+        self._heir_came = asyncio.Event()
+
+    @property
+    def certificate(self) -> bytes:
+        """The certificate that is shown to the peer, PEM; empty where keys alone are."""
+        return self.files.certificate if isinstance(self.files, TunnelFiles) else b""
 
     def serve(self) -> socket.socket | None:
         """A worker's end of a new link to the holder, None while there is no holder."""
-        if self._link is None or self._link.closed:
+        if self._holder is None or self._holder.link.closed:
             return None
         theirs, ours = ipc.pair()
-        self._link.send(Serve(), [theirs.fileno()])
+        self._holder.link.send(Serve(), [theirs.fileno()])
         theirs.close()
         return ours
 
@@ -53,61 +83,127 @@ class Keeper:
         try:
             while True:
                 with contextlib.suppress(OSError):  # no process or descriptor is left: later there may be
-                    await self._start()
-                    async for judged in self._watch():
+                    self._holder = holder = await self._next()
+                    self.files = holder.files
+                    self.generation += 1
+                    async for judged in self._watch(holder):
                         yield judged
-                await self._end()
-                yield self._judge(None)
-                await asyncio.sleep(RESTART_PAUSE_S)
+                if self._heir is None:
+                    await self._end()
+                    yield self._judge(None)
+                    await asyncio.sleep(RESTART_PAUSE_S)
         finally:
             await self._end()
 
-    async def _start(self) -> None:
+    async def renew(self, files: TunnelFiles) -> str:
+        """Take other files into use once they are proved; one line of why not, "" when they are."""
+        other: Holder | None
+        try:
+            other = await self._start(files)
+        except OSError as error:
+            return f"no process can be started to try them: {error.strerror}"
+        try:
+            if words := await self._prove(other):
+                return words
+            before, self._heir = self._holder, other
+            self._heir_came.set()
+            other = before
+            await asyncio.sleep(HANDOVER_S)
+            return ""
+        finally:
+            if other is not None:
+                await other.end()
+
+    async def _prove(self, holder: Holder) -> str:
+        words = "it gave no answer"
+        try:
+            async with asyncio.timeout(PROOF_LIMIT_S):
+                while True:
+                    seen, fds = await holder.link.receive()
+                    ipc.close_all(fds)
+                    if isinstance(seen, PacketEvidence):
+                        return "only an mtls tunnel has certificates"
+                    judged = attest(seen, _peer(seen), self.setup.pins, NOT_YET, _boot_ns())
+                    holder.seen, words = seen, judged.words
+                    if judged.state is TunnelState.ATTESTED:
+                        return ""
+                    if seen.broken or judged.state is TunnelState.REFUSED:
+                        return words
+        except (TimeoutError, ipc.LinkBroken):
+            return words
+
+    async def _next(self) -> Holder:
+        """The heir, where there is one; else a new holder. Raises OSError."""
+        if heir := self._take_heir():
+            return heir
+        started = await self._start(self.files)
+        if heir := self._take_heir():  # it came meanwhile
+            await started.end()
+            return heir
+        return started
+
+    def _take_heir(self) -> Holder | None:
+        heir, self._heir = self._heir, None
+        self._heir_came.clear()
+        return heir
+
+    async def _start(self, files: TunnelKeys) -> Holder:
         """Raises OSError where the machine gives no process or no descriptor."""
         ours, theirs = ipc.pair()
         ipc.refuse_descriptors(ours)
         setup = self.setup
         packets = setup.packets is not None
-        self._link = link = Link[Evidence | PacketEvidence](ours, [PacketEvidence if packets else Evidence])
-        self._process = await children.start_module("wireguard" if packets else "holder", theirs)
-        how = (setup, PROBE_EVERY_MS, PROBE_LIMIT_MS, NOBODY)
+        link = Link[Evidence | PacketEvidence](ours, [PacketEvidence if packets else Evidence])
         fds: list[int] = []
         try:
-            for content in self._files.contents():
+            process = await children.start_module("wireguard" if packets else "holder", theirs)
+        except BaseException:
+            link.close()
+            raise
+        holder = Holder(link, process, files)
+        how = (setup, PROBE_EVERY_MS, PROBE_LIMIT_MS, NOBODY)
+        try:
+            for content in files.contents():
                 fds.append(ipc.memory_file("tunnel", content))
             link.send(HoldPackets(*how) if packets else Hold(*how), fds)
+        except BaseException:
+            await holder.end()
+            raise
         finally:
             ipc.close_all(fds)
-        self.generation += 1
+        return holder
 
     async def _end(self) -> None:
-        if self._link is not None:
-            self._link.close()
-        if self._process is not None:
-            await children.end(self._process)
-        self._link = self._process = None
+        """End every holder."""
+        ended, self._holder, self._heir = (self._holder, self._heir), None, None
+        for holder in filter(None, ended):
+            await holder.end()
 
-    async def _watch(self) -> AsyncIterator[Attestation]:
-        """Judgements until the holder is gone. The clock is heard too: silence is news."""
-        assert self._link is not None
-        seen: Evidence | PacketEvidence | None = None
-        waiting = asyncio.ensure_future(self._link.receive())
+    async def _watch(self, holder: Holder) -> AsyncIterator[Attestation]:
+        """Judgements until the holder is gone or has an heir. The clock is heard too: silence is news."""
+        waiting = asyncio.ensure_future(holder.link.receive())
+        replaced = asyncio.ensure_future(self._heir_came.wait())
         try:
             while True:
-                done, _ = await asyncio.wait({waiting}, timeout=self._until_change_s())
-                if done:
+                if holder.seen is not None:
+                    yield self._judge(holder.seen)
+                done, _ = await asyncio.wait(
+                    {waiting, replaced}, timeout=self._until_change_s(), return_when=asyncio.FIRST_COMPLETED
+                )
+                if replaced in done:
+                    return
+                if waiting in done:
                     try:
-                        seen, fds = waiting.result()
+                        holder.seen, fds = waiting.result()
                     except ipc.LinkBroken:
                         return
                     ipc.close_all(fds)
-                    waiting = asyncio.ensure_future(self._link.receive())
-                if seen is not None:
-                    yield self._judge(seen)
+                    waiting = asyncio.ensure_future(holder.link.receive())
         finally:
-            waiting.cancel()
-            with contextlib.suppress(asyncio.CancelledError, ipc.LinkBroken):
-                await waiting
+            for task in (waiting, replaced):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, ipc.LinkBroken):
+                    await task
 
     def _until_change_s(self) -> float:
         """When the judgement would change if nothing were heard."""
@@ -119,9 +215,14 @@ class Keeper:
         if isinstance(seen, PacketEvidence):
             self.now = attest_packets(seen, self.setup.pins, _boot_ns())
             return self.now
-        peer = _pin(seen.certificate) if seen is not None and seen.certificate else ""
-        self.now = attest(seen, peer, self.setup.pins, self.now, _boot_ns())
+        self.shown = (seen.certificate if seen else "") or self.shown
+        self.now = attest(seen, _peer(seen), self.setup.pins, self.now, _boot_ns())
         return self.now
+
+
+def _peer(seen: Evidence | None) -> str:
+    """The pin of the certificate that the peer showed, "" where it showed none."""
+    return _pin(seen.certificate) if seen is not None and seen.certificate else ""
 
 
 def _pin(certificate: str) -> str:

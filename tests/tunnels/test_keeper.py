@@ -72,8 +72,8 @@ class Kept:
 
     @property
     def holder(self) -> int:
-        assert self.keeper._process is not None
-        return self.keeper._process.pid
+        assert self.keeper._holder is not None
+        return self.keeper._holder.process.pid
 
 
 @asynccontextmanager
@@ -300,6 +300,92 @@ def test_a_machine_that_gives_no_process_leaves_the_tunnel_down_until_it_does(
             await kept.until(ATTESTED)
             assert kept.said[0] == Attestation(DOWN, "its holder is not running")
             assert kept.keeper.generation == 1
+
+    run(main)
+
+
+# -- renewed -----------------------------------------------------------------------------------------
+
+
+def test_a_new_certificate_is_proved_and_then_used_without_a_gap(site: Site, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            corporate_end(site, tmp_path) as end,
+            keeping(setup(site, end.address[1]), files(site)) as kept,
+        ):
+            await kept.until(ATTESTED)
+            first, seen = kept.holder, len(kept.said)
+            other = issue_client(site.authority, "laptop", now=datetime.now(UTC))
+            given = files(site, other)
+            assert await kept.keeper.renew(given) == ""
+            later = await kept.until(ATTESTED)
+            while kept.holder == first:
+                later = await kept.until(ATTESTED)
+            assert {judged.state for judged in kept.said[seen:]} == {ATTESTED}
+            assert (kept.keeper.files, kept.keeper.generation) == (given, 2)
+            assert later.deadline_ns > now_ns()
+            with pytest.raises(ProcessLookupError):
+                os.kill(first, 0)
+            assert {guest.client.fingerprint for guest in end.gateway.guests} == {other.fingerprint}
+
+    run(main)
+
+
+def test_a_certificate_that_the_gateway_refuses_changes_nothing(site: Site, tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    rogue = files(site, issue_client(make_authority("another", now=now), "laptop", now=now))
+
+    async def main() -> None:
+        async with (
+            corporate_end(site, tmp_path) as end,
+            keeping(setup(site, end.address[1]), files(site)) as kept,
+        ):
+            await kept.until(ATTESTED)
+            first = kept.holder
+            assert "refused this client" in await kept.keeper.renew(rogue)
+            await kept.until(ATTESTED)
+            assert (kept.holder, kept.keeper.generation) == (first, 1)
+            assert {judged.state for judged in kept.said} <= {TunnelState.CONNECTING, ATTESTED}
+
+    run(main)
+
+
+def test_a_new_certificate_gets_a_tunnel_up_that_the_old_one_did_not(site: Site, tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    rogue = files(site, issue_client(make_authority("another", now=now), "laptop", now=now))
+
+    async def main() -> None:
+        async with (
+            corporate_end(site, tmp_path) as end,
+            keeping(setup(site, end.address[1]), rogue) as kept,
+        ):
+            await kept.until(DOWN)
+            assert await kept.keeper.renew(files(site)) == ""
+            await kept.until(ATTESTED)
+
+    run(main)
+
+
+def test_a_renewal_while_the_holder_is_being_started_again_wins(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both come at once: one holder is left, and it is the one with the new certificate."""
+    given = files(site, issue_client(site.authority, "laptop", now=datetime.now(UTC)))
+
+    async def main() -> None:
+        async with (
+            corporate_end(site, tmp_path) as end,
+            keeping(setup(site, end.address[1]), files(site)) as kept,
+        ):
+            await kept.until(ATTESTED)
+            renewing = asyncio.create_task(kept.keeper.renew(given))
+            os.kill(kept.holder, signal.SIGKILL)
+            assert await renewing == ""
+            while kept.keeper.files is not given:
+                await asyncio.sleep(0.005)
+            await kept.until(ATTESTED)
+            while len({guest.client.fingerprint for guest in end.gateway.guests}) > 1:
+                await asyncio.sleep(0.005)
 
     run(main)
 
