@@ -8,6 +8,7 @@ pyproject.toml, and this is what it is about):
     ipc, messages/                         how the processes speak, and what they say
     namespaces, sandbox, syscalls, prctl   the kernel: a zone of nothing but loopback, sealed processes
     certificates, lines, paths, notify     keys of a site, whole lines on disk, places, sd_notify
+    scanning/                              pure: patterns in what is sent, as it passes
     inspection_ca, leaves                  the CA of inspection, and the certificates that an inspector shows
     channel/, link                         bytes of a socket or of TLS; one end of a link under a loop
     audit, journal, segments, chain        what is written down
