@@ -99,7 +99,7 @@ class Allocator:
         quarantine_s: float = 24 * 3600,
         pool_size: int = POOL_SIZE,
     ) -> None:
-        self._clock, self._quota, self._quarantine_s = clock, quota, quarantine_s
+        self._clock, self.quota, self._quarantine_s = clock, quota, quarantine_s
         self._pool_size = min(pool_size, POOL_SIZE)
         self._slots: dict[int, _Slot] = {}
         self._offsets: dict[str, int] = {}
@@ -119,10 +119,10 @@ class Allocator:
             return Synthetic.at(offset)
         if not _is_canonical(name) or not 0 < len(bubble) <= _BUBBLE_MAX:
             return _refusal(NameFault.INVALID, "not a host name")
-        if len(self._told.get(bubble, ())) >= self._quota:
+        if len(self._told.get(bubble, ())) >= self.quota:
             return _refusal(
                 NameFault.QUOTA,
-                f"this bubble has asked for {self._quota} different names",
+                f"this bubble has asked for {self.quota} different names",
                 "leave the bubble and start it again",
             )
         if offset is None and (offset := self._vacant()) is None:

@@ -15,19 +15,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxy import children, ipc
+from proxy.answers import Answers
 from proxy.audit import AuditUnwritable
+from proxy.flow import TunnelState
 from proxy.link import Link
 from proxy.messages.door import Opened
 from proxy.messages.worker import (
     FROM_WORKER,
     BubbleGone,
     Configure,
+    Done,
     Door,
+    FlowPage,
     FromWorker,
     Lease,
     Listen,
+    Lock,
     NewCertificate,
-    NewPolicy,
     NewSegment,
     NoSegment,
     Report,
@@ -88,10 +92,15 @@ class Worker:
         *,
         structural: bool,
         number: str,
+        locked: Callable[[], str] = str,
     ) -> None:
-        self.post, self._loaded, self._keepers = post, loaded, keepers
+        self.post, self.loaded, self._keepers = post, loaded, keepers
         self._segments, self._answer = segments, answer
         self._structural, self._number = structural, number
+        self._is_locked = locked
+        self.locked = ""
+        self.retired = False
+        self.answers = Answers(self._send)
         self.report = QUIET_REPORT
         self.enforcement = "structural" if structural else "cooperative"
         self._process: Process | None = None
@@ -107,6 +116,11 @@ class Worker:
     def pid(self) -> int:
         """The process id of the worker's sandbox, 0 before it was started."""
         return self._process.pid if self._process else 0
+
+    @property
+    def tunnels(self) -> tuple[str, ...]:
+        """The tunnels that it was configured with."""
+        return self.loaded.site.zones[self.post.zone].tunnels
 
     async def start(self) -> None:
         """Start and configure the process; CrewError when it is not what it must be."""
@@ -124,7 +138,7 @@ class Worker:
         self._configure(link)
 
     def _configure(self, link: Link[FromWorker]) -> None:
-        loaded, zone = self._loaded, self._loaded.site.zones[self.post.zone]
+        loaded, zone = self.loaded, self.loaded.site.zones[self.post.zone]
         self._segment = self._segments.open(zone.name, self._number)
         fds = [ipc.memory_file("policy", loaded.policy_text), self._segment.fd]
         for name in zone.tunnels:
@@ -149,13 +163,38 @@ class Worker:
             fds,
         )
         ipc.close_all(fds)
+        self.locked = self._is_locked()
+        if self.locked:
+            link.send(Lock(0, self.locked))  # before it has ears
+
+    def _send(self, message: object, fds: Sequence[int] = ()) -> None:
+        if self._link is not None:
+            self._link.send(message, fds)
 
     # -- what it is told ---------------------------------------------------------------------------
 
     def lease(self, lease: Lease) -> None:
-        """Tell it what is proved of a tunnel."""
-        if self._link is not None:
-            self._link.send(lease)
+        """Tell it what is proved of a tunnel; nothing while it is locked."""
+        if self.locked:
+            lease = Lease(lease.tunnel, TunnelState.DOWN, self.locked, "", 0, 0)
+        self._send(lease)
+
+    async def lock(self, words: str) -> int:
+        """Cut its flows and admit none, with these words; how many were cut. Raises NoAnswer.
+
+        Its leases go as well, so that one that is stopped at this moment cannot pass a byte past them.
+        """
+        self.locked = words
+        done = asyncio.ensure_future(self.answers.lock(words))
+        await asyncio.sleep(0)  # first the words, then the leases: flows end with the true reason
+        for tunnel in self.tunnels:
+            self.lease(Lease(tunnel, TunnelState.DOWN, words, "", 0, 0))
+        return await done
+
+    async def unlock(self) -> None:
+        """Admit flows again once there are leases, which are the caller's to give. Raises NoAnswer."""
+        await self.answers.lock("")
+        self.locked = ""
 
     def connect_holder(self, tunnel: str) -> None:
         """Give it a link to the new holder of a tunnel."""
@@ -170,13 +209,6 @@ class Worker:
         if self._link is not None:
             self._link.send(NewCertificate(tunnel), fds)
         ipc.close_all(fds)
-
-    def replace_policy(self, text: bytes, file: str) -> None:
-        """Give it a new policy."""
-        fd = ipc.memory_file("policy", text)
-        if self._link is not None:
-            self._link.send(NewPolicy(file), [fd])
-        ipc.close_all([fd])
 
     async def serve(self, bubble: Bubble) -> None:
         """Open the ears of a bubble and give them to the worker, once; CrewError if that fails."""
@@ -234,6 +266,7 @@ class Worker:
         except ipc.LinkBroken:
             return
         finally:
+            self.answers.fail()
             for served in self._serving.values():
                 if not served.done():
                     served.set_exception(CrewError("its worker has just ended; try again"))
@@ -247,6 +280,8 @@ class Worker:
                 served = self._serving.get(message.bubble)
                 if served is not None and not served.done():
                     served.set_result(None)
+            case Done() | FlowPage():
+                self.answers.answered(message)
             case Sealed():
                 raise ipc.LinkBroken("a worker says once that it is sealed")
             case _:
@@ -284,6 +319,12 @@ class Worker:
     def _seal(self, segment: OpenSegment) -> None:
         with contextlib.suppress(AuditUnwritable):  # the next daemon seals what is left over
             self._segments.seal(segment.path)
+
+    def retire(self) -> None:
+        """Have its successor come; its flows end with it."""
+        self.retired = True
+        if self._link is not None:
+            self._link.close()
 
     async def end(self) -> None:
         """End the process and seal what it wrote."""

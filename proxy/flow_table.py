@@ -10,6 +10,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from proxy.flow import Flow
 from proxy.relay import Counts
@@ -17,7 +18,8 @@ from proxy.relay import Counts
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class OpenFlow:
-    """One open flow. `reset` resets both of its sockets; `cut_because` is set when the gate did it."""
+    """One open flow, and why it was admitted. `reset` resets both of its sockets; `cut_because` is set when
+    the gate did it."""
 
     id: str
     bubble: str
@@ -25,6 +27,7 @@ class OpenFlow:
     tunnel: str
     policy: str
     reset: Callable[[], None]
+    because: str = ""
     counts: Counts = field(default_factory=Counts)
     cut_because: str = ""
 
@@ -34,7 +37,8 @@ class FlowTable:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._open: set[OpenFlow] = set()
+        self._open: dict[OpenFlow, int] = {}  # with its place in the list, which only grows
+        self._last = 0
         self._of_bubble: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -43,13 +47,14 @@ class FlowTable:
     def add(self, flow: OpenFlow) -> None:
         """Register a flow before its first byte is carried."""
         if flow not in self._open:
-            self._open.add(flow)
+            self._last += 1
+            self._open[flow] = self._last
             self._of_bubble[flow.bubble] += 1
 
     def remove(self, flow: OpenFlow) -> None:
         """Forget a flow that has ended."""
         if flow in self._open:
-            self._open.remove(flow)
+            del self._open[flow]
             self._of_bubble[flow.bubble] -= 1
             if not self._of_bubble[flow.bubble]:
                 del self._of_bubble[flow.bubble]
@@ -62,6 +67,10 @@ class FlowTable:
         """Those that are open now."""
         return tuple(self._open)
 
+    def page(self, after: int, most: int) -> list[tuple[int, OpenFlow]]:
+        """The next open flows behind a place in the list, with their places; the oldest first."""
+        return list(islice(((place, flow) for flow, place in self._open.items() if place > after), most))
+
     def cut(
         self, lost: Callable[[OpenFlow], bool], because: str, among: Iterable[OpenFlow] | None = None
     ) -> int:
@@ -70,7 +79,7 @@ class FlowTable:
         One that cannot be judged is lost, and one that cannot be reset keeps no other open. What was cut
         before keeps its reason and is not counted again.
         """
-        candidates = self._open if among is None else self._open.intersection(among)
+        candidates = self._open if among is None else [flow for flow in among if flow in self._open]
         cut = [flow for flow in candidates if not flow.cut_because and _is_so(lost, flow)]
         for flow in cut:
             flow.cut_because = because

@@ -30,6 +30,7 @@ from proxy.flow import (
 from proxy.policy import Policy
 
 INSPECTED = (Protocol.HTTP, Protocol.HTTPS)
+LOCK_CURE = "who locked it can open it: zonegate unlock"
 TUNNEL_CURE = "see `zonegate status`; it opens by itself when the tunnel is back"
 
 
@@ -64,10 +65,14 @@ class Wait:
 
 
 class Gate:
-    """The judge of one zone's flows. `policy` may be replaced at any time: one reference is swapped."""
+    """The judge of one zone's flows. `policy` may be replaced at any time: one reference is swapped.
+
+    While it is `locked`, which says by whom and why, nothing is admitted.
+    """
 
     def __init__(self, policy: Policy, egresses: Sequence[Egress], *, inspects: bool = False) -> None:
         self.policy = policy
+        self.locked = ""
         self._egresses = egresses
         self._inspects = inspects
 
@@ -79,6 +84,8 @@ class Gate:
             return gate_refusal("fault", f"the gate failed to judge it ({type(error).__name__})")
 
     def _ask(self, flow: Flow) -> Admission | Refusal | Wait | Inspect:
+        if self.locked:
+            return gate_refusal("locked", self.locked, LOCK_CURE)
         policy = self.policy
         if isinstance(flow.name, str) and flow.address is UNKNOWN:
             # An mtls gateway resolves and judges addresses; a policy that needs them was refused at load.

@@ -6,11 +6,17 @@ import contextlib
 import os
 import socket
 import sys
+import time
 
 
 def ready() -> None:
     """Everything is up."""
     _notify("READY=1")
+
+
+def reloading() -> None:
+    """Files are read again; `ready` follows, whether or not they are taken."""
+    _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def stopping() -> None:
@@ -19,8 +25,18 @@ def stopping() -> None:
 
 
 def say(line: str) -> None:
-    """One line to standard error, where the journal reads it."""
-    print(f"zonegate: {line}", file=sys.stderr, flush=True)
+    """One line to standard error, where the journal reads it; nobody may be there to read."""
+    with contextlib.suppress(OSError):
+        print(f"zonegate: {line}", file=sys.stderr, flush=True)
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal; one that was hung up is none."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _notify(text: str) -> None:

@@ -185,6 +185,7 @@ class Passage:
             tunnel=egress.name,
             policy=admission.policy.hash,
             reset=reset,
+            because=str(admission.judgement.because),
         )
         try:
             why = await self._relay(client, upstream, first, admission, entry)
@@ -222,10 +223,10 @@ class Passage:
             self._table.remove(entry)
 
     def _is_admitted(self, entry: OpenFlow, admission: Admission) -> bool:
-        """Whether the judgement holds still: neither the policy nor a window of time has changed."""
+        """Whether the judgement holds still: no lock came, neither policy nor window of time has changed."""
         now, edge = self._now(), admission.policy.next_edge(entry.flow.at)
         same = admission.policy is self._gate.policy and (edge is None or now < edge)
-        return same or self._gate.admits_still(entry.flow, entry.tunnel, now)
+        return (same and not self._gate.locked) or self._gate.admits_still(entry.flow, entry.tunnel, now)
 
     # -- an inspected flow -------------------------------------------------------------------------
 

@@ -6,11 +6,27 @@ and lies in that user's. Reads the environment, opens nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 SYSTEM_RUN, SYSTEM_STATE = Path("/run/zonegate"), Path("/var/lib/zonegate")
 SOCKET = "admin.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a daemon keeps its socket and what outlives it."""
+
+    run: Path
+    state: Path
+
+    @classmethod
+    def of(cls, run: Path | None, state: Path | None, environment: Mapping[str, str]) -> Places:
+        """The places that its site names, or those of this user."""
+        uid = os.geteuid()
+        return cls(run or run_directory(uid, environment), state or state_directory(uid, environment))
 
 
 def run_directory(uid: int, environment: Mapping[str, str]) -> Path:

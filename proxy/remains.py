@@ -12,7 +12,7 @@ import select
 import signal
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FILE = "bubbles.json"
@@ -21,15 +21,26 @@ GRACE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """A `zonegate run` process that is still there."""
+    """A `zonegate run` process; `started` is its start time in clock ticks since boot."""
 
     bubble: str
     pid: int
+    started: str
+
+    @classmethod
+    def of(cls, bubble: str, pid: int) -> Remaining:
+        """The process that has this number now."""
+        return cls(bubble, pid, _started(pid))
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it has not ended."""
+        return bool(self.started) and _started(self.pid) == self.started
 
 
 def remember(run: Path, bubbles: Iterable[Remaining]) -> None:
     """Write down who is inside; replaced whole, so that a crash leaves the old list or the new one."""
-    rows = [{"bubble": one.bubble, "pid": one.pid, "started": _started(one.pid)} for one in bubbles]
+    rows = [asdict(one) for one in bubbles]
     draft = run / f".{FILE}"
     draft.touch(mode=0o600)
     draft.write_text(json.dumps(rows))
@@ -40,10 +51,10 @@ def remaining(run: Path) -> list[Remaining]:
     """Those of the list that are still there. A list that is missing or torn is empty."""
     try:
         rows = json.loads((run / FILE).read_text())
-        found = [(Remaining(str(row["bubble"]), int(row["pid"])), row["started"]) for row in rows]
+        found = [Remaining(str(row["bubble"]), int(row["pid"]), str(row["started"])) for row in rows]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return [one for one, started in found if started and _started(one.pid) == started]
+    return [one for one in found if one.is_there]
 
 
 def end(bubbles: Iterable[Remaining]) -> None:
@@ -52,6 +63,9 @@ def end(bubbles: Iterable[Remaining]) -> None:
     for one in bubbles:
         with contextlib.suppress(ProcessLookupError):
             waiting.append(os.pidfd_open(one.pid))
+            if not one.is_there:  # looked at again now that its number cannot change hands
+                os.close(waiting.pop())
+                continue
             signal.pidfd_send_signal(waiting[-1], signal.SIGTERM)
     until = time.monotonic() + GRACE_S
     for pidfd in waiting:

@@ -75,6 +75,7 @@ class Daemon:
     bubble: str = ""
     next_step_at: float = 0.0  # a new attempt without a link; the end of patience while unanswered
     answered: bool = False
+    refused: str = ""
 
     def present(self, fds: Sequence[int]) -> Entered:
         """Show the bubble's namespaces to the daemon; RunError or LinkBroken if it is not served."""
@@ -113,6 +114,7 @@ class Daemon:
         if isinstance(message, Entered):
             self._served(message)
         elif isinstance(message, Denied):
+            self._tell(message.reason)
             self.lost(now)
             self.next_step_at = now + DENIED_PAUSE_S
         return isinstance(message, Leave)
@@ -124,7 +126,14 @@ class Daemon:
         self.link, self.answered, self.next_step_at = None, False, now + LOOK_EVERY_S
 
     def _served(self, answer: Entered) -> None:
-        self.bubble, self.answered = answer.bubble, True
+        self.bubble, self.answered, self.refused = answer.bubble, True, ""
+
+    def _tell(self, reason: str) -> None:
+        """Say once why the program has no way out; its terminal may be in raw mode, or be nobody's."""
+        if reason != self.refused:
+            self.refused = reason
+            with contextlib.suppress(OSError):
+                os.write(2, f"zonegate: this bubble is not served any more: {reason}\r\n".encode())
 
 
 # -- the outer process -------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from hmac import compare_digest
 from pathlib import Path
 
 from cryptography import x509
@@ -44,6 +45,12 @@ class Secret:
 
     def __repr__(self) -> str:
         return "Secret(...)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and compare_digest(self._content, other._content)
+
+    def __hash__(self) -> int:
+        return hash(self._content)
 
     def reveal(self) -> bytes:
         """The bytes themselves."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from proxy import expiry
 from proxy.admin import Peer
 from proxy.crew import Bubble, Worker
-from proxy.flow import TunnelState
+from proxy.flow import Because, Origin, TunnelState, Verdict
+from proxy.locks import EVERYBODY, Locks
+from proxy.paths import Places
 from proxy.policy.facts import make_situation
-from proxy.policy.telling import decision_value, tell_decision
+from proxy.policy.telling import because_value, decision_value, tell_decision
 from proxy.reception import User
+from proxy.reloading import Reloads
+from proxy.remains import Remaining
 from proxy.site import Loaded
 from proxy.tunnels.keeper import Keeper
 
@@ -32,6 +36,10 @@ class Daemon(Protocol):
     keepers: dict[str, Keeper]
     workers: dict[tuple[str, int], Worker]
     bubbles: dict[str, tuple[Bubble, Peer]]
+    waiting: dict[str, Remaining]
+    locks: Locks
+    reloads: Reloads
+    places: Places
 
 
 def answer_question(daemon: Daemon, what: str, parameters: str, user: User) -> str:
@@ -57,7 +65,14 @@ def status(daemon: Daemon, uid: int) -> dict[str, Any]:
         "enforcement": "structural" if daemon.structural else "cooperative",
         "since": daemon.since.isoformat(timespec="seconds"),
         "site": str(daemon.loaded.site.file),
+        "state": str(daemon.places.state),
         "policy": {"name": daemon.loaded.policy.name, "hash": daemon.loaded.policy.hash},
+        "reload": _reload(daemon.reloads),
+        "locks": [
+            asdict(lock) | {"words": lock.words}
+            for lock in daemon.locks.in_force
+            if everything or lock.uid in (EVERYBODY, uid)
+        ],
         "zones": {
             name: {"tunnels": list(zone.tunnels), "recorded": not zone.counted_only}
             for name, zone in daemon.loaded.site.zones.items()
@@ -80,6 +95,11 @@ def status(daemon: Daemon, uid: int) -> dict[str, Any]:
             for name, keeper in daemon.keepers.items()
             for line in expiry.warnings(name, keeper.certificate, keeper.shown, datetime.now(UTC))
         ],
+        "waiting": [
+            {"id": one.bubble, "pid": one.pid}
+            for one in daemon.waiting.values()
+            if one.is_there and (everything or one.bubble.startswith(f"{uid}-"))
+        ],
         "trouble": [worker["audit_trouble"] for worker in workers if worker["audit_trouble"]],
     }
 
@@ -100,7 +120,11 @@ def explain(daemon: Daemon, parameters: str, user: User) -> dict[str, Any]:
         if len(entered) != 1:
             return {"error": f"name one zone with --zone; {user.login} may enter {', '.join(may) or 'none'}"}
         zone, groups = entered[0]
-        tunnels = tuple(f"{name}={daemon.keepers[name].now.state}" for name in site.zones[zone].tunnels)
+        locked = daemon.locks.over(zone, user.uid)
+        tunnels = tuple(
+            f"{name}={TunnelState.DOWN if locked else daemon.keepers[name].now.state}"
+            for name in site.zones[zone].tunnels
+        )
         own = {"zone": (zone,), "user": (user.login,), "tunnels": tunnels}
         if known := tuple(group for group in groups if group in policy.model.groups):
             own["group"] = known
@@ -110,7 +134,22 @@ def explain(daemon: Daemon, parameters: str, user: User) -> dict[str, Any]:
     flow = situation.flow if "time" in facts else replace(situation.flow, at=datetime.now(UTC))
     decision = policy.decide(flow, situation.candidates, trace=True)
     lines = list(tell_decision(policy, flow, decision, situation.candidates))
-    return {"lines": lines, "decision": decision_value(flow, decision)}
+    value = decision_value(flow, decision)
+    if locked:
+        because = Because(Origin.GATE, "locked", locked)
+        lines = [lines[0], f"verdict  {Verdict.BLOCK.name.lower()}", f"because  {because}"]
+        value |= {"verdict": Verdict.BLOCK.name.lower(), "because": because_value(because)}
+    live = {name: _tunnel(daemon, name) for name in site.zones[zone].tunnels}
+    lines += [f"now      tunnel {name} is {one['state']}: {one['words']}" for name, one in live.items()]
+    return {"lines": lines, "decision": {**value, "locked": locked, "live": live}}
+
+
+def _reload(reloads: Reloads) -> dict[str, Any]:
+    failed = reloads.failed
+    return {
+        "loaded_at": reloads.loaded_at,
+        "failed": {"at": failed[0], "words": failed[1]} if failed else None,
+    }
 
 
 def _tunnel(daemon: Daemon, name: str) -> dict[str, Any]:

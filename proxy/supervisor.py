@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import resource
 import signal
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from proxy import ipc, name_service, notify, paths, prctl, remains, renewal, sandbox
+from proxy import ipc, locks, name_service, notify, paths, prctl, remains, renewal, sandbox
 from proxy.admin import AdminSocket, Peer
 from proxy.allocator import Allocator
-from proxy.audit import AuditUnwritable
+from proxy.audit import AuditUnwritable, rfc3339
 from proxy.crew import Bubble, CrewError, Post, Worker
 from proxy.flow import TunnelState
 from proxy.journal import JournalUnusable
-from proxy.messages.admin import Answer, Ask, Denied, Enter, Entered, Leave, Stop
+from proxy.locks import Locks
+from proxy.messages.admin import Answer, Ask, Denied, Enter, Entered, Leave, Order, Stop
 from proxy.messages.worker import Lease
-from proxy.reception import NotAdmitted, admit, identity
+from proxy.orders import OrderRefused, carry_out, flows, is_owner, parameters_of
+from proxy.paths import Places
+from proxy.reception import NotAdmitted, User, admit, identity
+from proxy.reloading import Reloads
 from proxy.segments import Segments
 from proxy.site import Loaded, SiteError, setup_of
 from proxy.state import answer_question
@@ -38,23 +43,6 @@ STEADY_S = 10.0
 SERVE_AGAIN_S = 0.2
 LEAVE_LIMIT_S = 7.0
 ADOPTION_LIMIT_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where this daemon keeps its socket and what outlives it."""
-
-    run: Path
-    state: Path
-
-    @classmethod
-    def of(cls, loaded: Loaded, environment: Mapping[str, str]) -> Places:
-        """The places that the site names, or those of this user."""
-        site, uid = loaded.site, os.geteuid()
-        return cls(
-            site.run or paths.run_directory(uid, environment),
-            site.state or paths.state_directory(uid, environment),
-        )
 
 
 async def supervise(loaded: Loaded, places: Places, *, cooperative: bool) -> bool:
@@ -91,6 +79,11 @@ class Supervisor:
         self._posts: dict[tuple[str, int], Post] = {}
         self._ready: dict[tuple[str, int], asyncio.Event] = {}
         self._allocators: dict[tuple[str, int], Allocator] = {}
+        self._keeping: dict[str, list[asyncio.Task[None]]] = {}
+        self._manning: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self.waiting: dict[str, remains.Remaining] = {}
+        self.reloads = Reloads(self)
+        self._had_terminal = notify.has_terminal()
         self._keep_bubbles = False
         self.faulty = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -112,21 +105,28 @@ class Supervisor:
             self._segments.seal_left_over()
         except (OSError, AuditUnwritable) as error:
             raise SiteError(f"{state}: {error}") from error
+        self.locks = Locks(state / locks.FILE, rfc3339(datetime.now(UTC)))
+        self.waiting = {one.bubble: one for one in remains.remaining(self.places.run)}
         undo.callback(self._close_allocators)
         undo.push_async_callback(self._end_tasks)
-        for name, tunnel in self.loaded.site.tunnels.items():
-            self.keepers[name] = keeper = Keeper(setup_of(tunnel), self.loaded.files[name])
-            self._start(self._keep(keeper))
-            self._start(renewal.follow(tunnel, keeper, self._renewed, notify.say))
+        self._bring_tunnels_up()
         undo.push_async_callback(self._admin.hang_up)
         undo.callback(self._admin.close)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopped.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         try:
             self._start_own_workers()
         except (OSError, JournalUnusable) as error:
             raise SiteError(f"{state}: {error}") from error
+
+    def _hang_up(self) -> None:
+        """SIGHUP: a reload, unless it says that the terminal is gone in which a person had started this."""
+        if self._had_terminal and not notify.has_terminal():
+            self.stopped.set()
+        else:
+            self._start(self.reloads.by_signal())
 
     async def _release_the_gone(self, allocator: Allocator) -> None:
         """Bubbles of an earlier daemon that did not come back have ended."""
@@ -160,22 +160,25 @@ class Supervisor:
         if self._keep_bubbles:
             return
         (self.places.run / remains.FILE).unlink(missing_ok=True)
+        waiting = asyncio.create_task(asyncio.to_thread(remains.end, list(self.waiting.values())))
         for _, peer in self.bubbles.values():
             peer.link.send(Leave())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_LIMIT_S):
                 while self.bubbles:
                     await asyncio.sleep(0.02)
+        await waiting
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A task of ours that raises is a bug, and a daemon with a bug stops rather than limps."""
@@ -185,7 +188,46 @@ class Supervisor:
             self.faulty = True
             self.stopped.set()
 
+    # -- another site ------------------------------------------------------------------------------
+
+    def posts(self) -> list[Post]:
+        """Every post."""
+        return list(self._posts.values())
+
+    def adopt(self, new: Loaded, changed_tunnels: set[str]) -> None:
+        """Take another site; the tunnels that changed end, those that are new come up."""
+        self.loaded = new
+        for name in changed_tunnels:
+            for task in self._keeping.pop(name):
+                task.cancel()
+            del self.keepers[name]
+        self._bring_tunnels_up()
+        for allocator in self._allocators.values():
+            allocator.quota = new.site.max_names
+
+    async def dismiss_post(self, post: Post, why: str) -> list[str]:
+        """End a post; the names of the bubbles that are told why. They stay, shut in, and ask again."""
+        key = (post.zone, post.uid)
+        del self._posts[key]
+        told = [one for one in self.bubbles.values() if (one[0].zone, one[0].uid) == key]
+        for bubble, peer in told:
+            self.waiting[bubble.id] = remains.Remaining.of(bubble.id, peer.pid)
+            peer.link.send(Denied(why))
+            peer.link.close()
+        manning = self._manning.pop(key)
+        manning.cancel()
+        await asyncio.gather(manning, return_exceptions=True)
+        return [bubble.id for bubble, _ in told]
+
     # -- tunnels -----------------------------------------------------------------------------------
+
+    def _bring_tunnels_up(self) -> None:
+        for name, tunnel in self.loaded.site.tunnels.items():
+            if name in self.keepers:
+                continue
+            self.keepers[name] = keeper = Keeper(setup_of(tunnel), self.loaded.files[name])
+            follow = renewal.follow(tunnel, keeper, self._renewed, notify.say)
+            self._keeping[name] = [self._start(self._keep(keeper)), self._start(follow)]
 
     async def _keep(self, keeper: Keeper) -> None:
         generation = 0
@@ -212,10 +254,12 @@ class Supervisor:
             worker.renew(keeper.setup.name)
 
     def _workers_of(self, keeper: Keeper) -> list[Worker]:
-        zones = self.loaded.site.zones
-        return [
-            worker for (zone, _), worker in self.workers.items() if keeper.setup.name in zones[zone].tunnels
-        ]
+        return [worker for worker in self.workers.values() if keeper.setup.name in worker.tunnels]
+
+    def lease_again(self, worker: Worker) -> None:
+        """Tell a worker what is proved of its tunnels now."""
+        for tunnel in worker.tunnels:
+            worker.lease(_lease(self.keepers[tunnel], self.keepers[tunnel].now))
 
     # -- workers -----------------------------------------------------------------------------------
 
@@ -223,11 +267,12 @@ class Supervisor:
         """The post of a zone and user, manned if it is not."""
         key = (post.zone, post.uid)
         if key not in self._posts:
-            self._allocators[key] = allocator = self._allocator(*key)
-            self._start(self._release_the_gone(allocator))
+            if key not in self._allocators:  # a post that was dismissed leaves its own
+                self._allocators[key] = allocator = self._allocator(*key)
+                self._start(self._release_the_gone(allocator))
             self._posts[key] = post
             self._ready[key] = asyncio.Event()
-            self._start(self._man(post))
+            self._manning[key] = self._start(self._man(post))
         return self._posts[key]
 
     async def _man(self, post: Post) -> None:
@@ -246,6 +291,7 @@ class Supervisor:
                 lambda message: name_service.answer(allocator, post.bubbles, message),
                 structural=self.structural,
                 number=os.urandom(4).hex(),
+                locked=lambda: self.locks.over(*key),
             )
             try:
                 await worker.start()
@@ -256,6 +302,8 @@ class Supervisor:
                 self._ready[key].clear()
                 self.workers.pop(key, None)
                 await worker.end()
+            if worker.retired:
+                continue
             pause_s = (
                 WORKER_PAUSE_S if loop.time() - began > STEADY_S else min(pause_s * 2, WORKER_PAUSE_MOST_S)
             )
@@ -264,11 +312,13 @@ class Supervisor:
 
     async def _attend(self, key: tuple[str, int], worker: Worker) -> None:
         """A worker's time of service: leases, the bubbles that were there before, and its questions."""
+        if worker.loaded is not self.loaded:
+            worker.retire()  # the site was reloaded while it started
+            return
         self.workers[key] = worker
-        for tunnel in self.loaded.site.zones[key[0]].tunnels:
-            keeper = self.keepers[tunnel]
+        for tunnel in worker.tunnels:
             worker.connect_holder(tunnel)
-            worker.lease(_lease(keeper, keeper.now))
+        self.lease_again(worker)
         self._ready[key].set()
         again = [self._serve_again(worker, bubble) for bubble in worker.post.bubbles.values()]
         tasks = [asyncio.create_task(one) for one in again]
@@ -300,16 +350,35 @@ class Supervisor:
             message, fds = await peer.link.receive()
             try:
                 match message:
-                    case Ask():
-                        user = await asyncio.to_thread(identity, peer.uid)
-                        text = answer_question(self, message.what, message.parameters, user)
-                        peer.link.send(Answer(text))
+                    case Ask() | Order():
+                        peer.link.send(await self._answer(peer, message))
                     case Enter():
                         await self._enter(peer, message, fds)
                     case Stop():
                         self._stop(peer, message)
             finally:
                 ipc.close_all(fds)
+
+    async def _answer(self, peer: Peer, message: Ask | Order) -> Answer | Denied:
+        user = await asyncio.to_thread(identity, peer.uid)
+        try:
+            if isinstance(message, Order):
+                parameters = parameters_of(message.parameters)
+                return Answer(json.dumps(await self._carry_out(message.what, parameters, user)))
+            if message.what == "flows":
+                found = await flows(self, parameters_of(message.parameters), user)
+                return Answer(json.dumps(found, ensure_ascii=False))
+        except OrderRefused as error:
+            return Denied(str(error))
+        return Answer(answer_question(self, message.what, message.parameters, user))
+
+    async def _carry_out(self, what: str, parameters: dict[str, Any], user: User) -> dict[str, Any]:
+        """Raises OrderRefused."""
+        if what != "reload":
+            return await carry_out(self, what, parameters, user)
+        if not is_owner(user):
+            raise OrderRefused("only the user who runs the daemon may have it read its files again")
+        return await self.reloads.reload(check=parameters.get("check") is True)
 
     def _stop(self, peer: Peer, message: Stop) -> None:
         if peer.uid != os.geteuid():
@@ -336,6 +405,7 @@ class Supervisor:
             return
         key = (bubble.zone, peer.uid)
         self.bubbles[bubble.id] = (bubble, peer)
+        self.waiting.pop(bubble.id, None)
         self._remember()
         try:
             async with asyncio.timeout(LEAVE_LIMIT_S):
@@ -363,8 +433,8 @@ class Supervisor:
         if self.stopped.is_set():
             return
         with contextlib.suppress(OSError):
-            inside = [remains.Remaining(bubble.id, peer.pid) for bubble, peer in self.bubbles.values()]
-            remains.remember(self.places.run, inside)
+            inside = [remains.Remaining.of(bubble.id, peer.pid) for bubble, peer in self.bubbles.values()]
+            remains.remember(self.places.run, [*inside, *self.waiting.values()])
 
 
 def _lease(keeper: Keeper, judged: Attestation) -> Lease:

@@ -36,6 +36,7 @@ from proxy.egress import Egress
 from proxy.flow import NEVER, Flow, IPAddress
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import Gate
+from proxy.hand import Hand
 from proxy.link import Link
 from proxy.messages.holding import TunnelSetup
 from proxy.messages.worker import (
@@ -43,9 +44,12 @@ from proxy.messages.worker import (
     AddressAnswer,
     BubbleGone,
     Configure,
+    Cut,
+    Done,
     Door,
     Lease,
     Listen,
+    Lock,
     NameAnswer,
     NewCertificate,
     NewPolicy,
@@ -54,6 +58,7 @@ from proxy.messages.worker import (
     Report,
     Sealed,
     Serving,
+    TellFlows,
     ToWorker,
     WantSegment,
 )
@@ -116,7 +121,7 @@ class Worker:
         policy_fd, segment_fd, *tunnel_fds = fds
         backlog = Backlog()
         self._backlog = backlog
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         given = iter(tunnel_fds)
         self._egresses: dict[str, Egress] = {}
         for setup in configure.tunnels:
@@ -133,6 +138,7 @@ class Worker:
             self._records = Segment(segment_fd, max_bytes=configure.segment_bytes)
         self._segments = 0
         self._passage = Passage(self._gate, self._table, self._records, _now, _numbers())
+        self._hand = Hand(self._gate, self._table, _now, link.send, self._start)
         self._bubbles: dict[str, Captured] = {}
         self._asking = Asking(link.send)
         self._edge: asyncio.TimerHandle | None = None
@@ -153,7 +159,7 @@ class Worker:
             for bubble in self._bubbles.values():
                 bubble.close()
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+    def _start(self, work: Coroutine[None, None, object]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -173,7 +179,9 @@ class Worker:
                 if isinstance(egress, MtlsEgress):
                     egress.show(_context(egress.setup, *fds))
             case NewPolicy():
-                self._start(self._replace_policy(ipc.read_file(fds[0]), message.policy_file))
+                self._start(self._replace_policy(message, ipc.read_file(fds[0])))
+            case Lock() | Cut() | TellFlows():
+                self._hand.do(message)
             case NewSegment():
                 if isinstance(self._records, Segment):
                     self._records.replace(fds[0])
@@ -256,37 +264,40 @@ class Worker:
 
     # -- policy ------------------------------------------------------------------------------------
 
-    async def _replace_policy(self, text: bytes, file: str) -> None:
+    async def _replace_policy(self, message: NewPolicy, text: bytes) -> None:
         """Swap the policy and cut what it would not admit. A text that does not load changes nothing.
 
         It is compiled beside the loop, so that flows go on meanwhile; of two, the later one stays.
         """
         self._policies += 1
-        number = self._policies
+        number, cut = self._policies, 0
         try:
-            policy = await load_beside(text, file)
-        except Problems:
+            policy = await load_beside(text, message.policy_file)
+        except Problems as error:
+            self._link.send(Done(message.question, 0, str(error).splitlines()[0]))
             return
         if number == self._policies:
             old_parts = self._gate.policy.parts()
             self._gate.policy = policy
             self._await_edge()
-            await self._judge_again("the policy was replaced")
+            cut = await self._judge_again("the policy was replaced")
             await let_go(old_parts)
+        self._link.send(Done(message.question, cut, ""))
 
-    async def _judge_again(self, because: str) -> None:
+    async def _judge_again(self, because: str) -> int:
         """Cut every open flow that would not be admitted now, some at a time: others go on meanwhile.
 
         A flow that opens meanwhile was judged by the policy in force, or is judged again when it opens.
         """
-        now = _now()
+        now, cut = _now(), 0
 
         def lost(flow: OpenFlow) -> bool:
             return not self._gate.admits_still(flow.flow, flow.tunnel, now)
 
         for some in batched(self._table.open_flows(), JUDGED_PER_TURN):
-            self._table.cut(lost, because, some)
+            cut += self._table.cut(lost, because, some)
             await asyncio.sleep(0)
+        return cut
 
     def _await_edge(self) -> None:
         """Judge open flows again when a time window opens or closes."""

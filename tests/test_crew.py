@@ -147,7 +147,7 @@ def test_it_reports_the_policy_that_is_in_force(ground: Ground) -> None:
         async with ground.at_work() as worker:
             await until(lambda: worker.report.policy_hash == ground.loaded.policy.hash)
             other = ground.loaded.policy_text + b"# another\n"
-            worker.replace_policy(other, "another.yaml")
+            await worker.answers.replace_policy(other, "another.yaml")
             await until(lambda: worker.report.policy_hash not in ("", ground.loaded.policy.hash))
 
     run(main)
@@ -308,7 +308,7 @@ def test_what_is_said_of_a_tunnel_is_what_its_flows_hear(ground: Ground) -> None
         with zone() as there:
             bubble = ground.bubble(there)
             async with ground.at_work() as worker:
-                worker.replace_policy(text, "more.yaml")
+                await worker.answers.replace_policy(text, "more.yaml")
                 await worker.serve(bubble)
                 assert b"no proof of its peer has come yet" in await visit(there)
                 worker.lease(Lease("hq", "down", "it was reset", "", 0, 0))

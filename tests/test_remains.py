@@ -37,7 +37,7 @@ def start() -> Iterator[Start]:
 
 
 def of(process: subprocess.Popen[bytes], bubble: str = "0-0123456789ab") -> Remaining:
-    return Remaining(bubble, process.pid)
+    return Remaining.of(bubble, process.pid)
 
 
 def test_who_is_remembered_remains(tmp_path: Path, start: Start) -> None:

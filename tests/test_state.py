@@ -17,8 +17,12 @@ from proxy.admin import Peer
 from proxy.crew import Bubble, Post, Worker
 from proxy.demo.site import make_site
 from proxy.flow import TunnelState
+from proxy.locks import Locks
 from proxy.messages.worker import Report
+from proxy.paths import Places
 from proxy.reception import User
+from proxy.reloading import Reloads
+from proxy.remains import Remaining
 from proxy.segments import Segments
 from proxy.site import Loaded, load_site, setup_of
 from proxy.state import answer_question
@@ -38,8 +42,14 @@ class Daemon:
     keepers: dict[str, Keeper]
     workers: dict[tuple[str, int], Worker]
     bubbles: dict[str, tuple[Bubble, Peer]] = field(default_factory=dict)
+    waiting: dict[str, Remaining] = field(default_factory=dict)
     structural: bool = True
     since: datetime = field(default_factory=lambda: datetime(2026, 1, 5, tzinfo=UTC))
+
+    def __post_init__(self) -> None:
+        self.places = Places(Path("/nowhere"), Path("/nowhere"))
+        self.locks = Locks(self.places.state / "locks.json", "now")
+        self.reloads = Reloads(self)  # type: ignore[arg-type] # nothing is reloaded
 
     def attest(self, state: TunnelState, words: str = "the pinned peer answers") -> None:
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -58,7 +58,7 @@ def address_of(there: Zone, name: str = "site.example") -> object:
 # -- up and down -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_says_when_it_is_ready_and_when_it_stops_and_leaves_nothing(
     there: Gate, number: signal.Signals
 ) -> None:

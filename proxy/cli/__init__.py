@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 
 import click
+from click.shell_completion import CompletionItem
 
 # command -> (module, one line for the list of commands). The function in the module is `command`.
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -20,6 +22,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "up": ("proxy.cli.up", "run the daemon"),
     "status": ("proxy.cli.status", "what is up, what is proved, who is inside"),
     "leaktest": ("proxy.cli.leaktest", "try every way out of a zone on this machine"),
+    "flows": ("proxy.cli.flows", "who is connected where, how fast, and why"),
+    "kill": ("proxy.cli.kill", "cut open flows by hand"),
+    "lock": ("proxy.cli.lock", "cut and refuse every flow until unlocked"),
+    "unlock": ("proxy.cli.unlock", "open what was locked"),
+    "reload": ("proxy.cli.reload", "have the daemon read its files again"),
     "stop": ("proxy.cli.stop", "end the daemon and its bubbles"),
     "cleanup": ("proxy.cli.cleanup", "end the bubbles that a killed daemon left"),
     "cert": ("proxy.cli.cert", "issue, renew, revoke and list tunnel certificates"),
@@ -46,6 +53,24 @@ class _Lazy(click.Group):
         if not isinstance(command, click.Command):
             raise TypeError(f"{COMMANDS[cmd_name][0]}.command is not a click command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            meant = get_close_matches(args[0][:80], COMMANDS, n=1)
+            cure = f'did you mean "{meant[0]}"?' if meant else "see: zonegate --help"
+            ctx.fail(f'"{args[0]}" is no command; {cure}')
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The names alone: to look into each command would load it."""
+        found = [
+            CompletionItem(name, help=line)
+            for name, (_, line) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return found or click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

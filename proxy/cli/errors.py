@@ -19,3 +19,8 @@ def fail_at(text: str) -> NoReturn:
     """Print what is wrong in a file, its lines shown as they are below, and end with 2."""
     click.echo(f"zonegate: {text}", err=True)
     sys.exit(2)
+
+
+def warn(text: str) -> None:
+    """Print what went wrong, and go on."""
+    click.echo(f"zonegate: {text}", err=True)

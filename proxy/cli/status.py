@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -11,32 +12,54 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from proxy.cli.ask import ask_json
+from proxy import remains
+from proxy.cli.ask import ask, value_of
+from proxy.cli.errors import warn
+from proxy.messages.admin import Ask
+from proxy.paths import admin_sockets
 
 
 @click.command("status", short_help="what is up, what is proved, who is inside")
 @click.option("--json", "as_json", is_flag=True, help="The whole answer, for programs.")
 def command(as_json: bool) -> None:
-    """Show tunnels and what is proved of them, zones, bubbles, and what is wrong.
+    """Show tunnels and what is proved of them, locks, bubbles, and what is wrong.
 
-    Exit code 0 when every tunnel is attested and records can be written, else 1.
+    Exit code 0 when every tunnel is attested, records can be written, nothing is locked and the last reload
+    was taken; else 1, and 2 when no daemon answers.
     """
-    found = ask_json("status")
+    found = value_of(ask(Ask("status", "{}"), tell_waiting))
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
         show(found, Console(highlight=False, soft_wrap=True))
-    well = all(tunnel["attested"] for tunnel in found["tunnels"].values()) and not found["trouble"]
+    wrong = found["trouble"] or found["locks"] or found["reload"]["failed"]
+    well = all(tunnel["attested"] for tunnel in found["tunnels"].values()) and not wrong
     sys.exit(0 if well else 1)
+
+
+def tell_waiting() -> None:
+    """Without a daemon: the bubbles that the last one left, if any."""
+    run = admin_sockets(os.getuid(), os.environ)[0].parent
+    for one in remains.remaining(run):
+        warn(f"bubble {one.bubble} (pid {one.pid}) waits for a daemon, shut in")
 
 
 def show(found: dict[str, Any], console: Console) -> None:
     """Print a status for people."""
     policy = found["policy"]
-    console.print(f"policy       {policy['name']} ({policy['hash'][:12]})")
+    reload = found["reload"]
+    console.print(f"policy       {policy['name']} ({policy['hash'][:12]}), read {reload['loaded_at']}")
     console.print(f"enforcement  {found['enforcement']}")
     if found["enforcement"] != "structural":
         console.print(Text("             programs can go around this gate", "bold red"))
+    for lock in found["locks"]:
+        where = f"zone {lock['zone']}" if lock["zone"] else "every zone"
+        whose = "" if lock["uid"] < 0 else f" for user #{lock['uid']}"
+        console.print(Text(f"{where} is {lock['words']}{whose}; to open: zonegate unlock", "bold red"))
+    if failed := reload["failed"]:
+        console.print(Text(f"the reload at {failed['at']} failed, and nothing was changed:", "bold red"))
+        for line in failed["words"].splitlines():
+            console.print(f"  {line}")
     for trouble in found["trouble"]:
         console.print(Text(f"new flows are denied: {trouble}", "bold red"))
     for warning in found["warnings"]:
@@ -45,6 +68,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     for name, tunnel in found["tunnels"].items():
         if not tunnel["attested"]:
             console.print(f"  {name}: {tunnel['words']}")
+    for one in found["waiting"]:
+        console.print(f"bubble {one['id']} (pid {one['pid']}) is not served, and has no way out")
     if found["bubbles"]:
         console.print(_bubbles(found))
     else:

@@ -14,5 +14,8 @@ def command(keep_bubbles: bool) -> None:
     """End the daemon. Bubbles get SIGTERM and go with it, unless they are kept.
 
     A kept bubble has no way out until a new daemon is up; then its programs go on where they were.
+
+    \b
+    zonegate stop --keep-bubbles && zonegate up     # a new version, and nobody's program ends
     """
     ask(Stop(keep_bubbles))

@@ -11,9 +11,9 @@ import click
 
 from proxy.admin import AdminError
 from proxy.cli.errors import fail
-from proxy.paths import site_file
+from proxy.paths import Places, site_file
 from proxy.site import SiteError, load_site
-from proxy.supervisor import Places, supervise
+from proxy.supervisor import supervise
 
 
 @click.command("up", short_help="run the daemon")
@@ -33,7 +33,9 @@ def command(config: Path | None, cooperative: bool, check: bool) -> None:
         loaded = load_site(site_file(config, os.geteuid(), os.environ))
         if check:
             click.echo("zonegate: nothing is wrong with these files")
-        elif not asyncio.run(supervise(loaded, Places.of(loaded, os.environ), cooperative=cooperative)):
+            return
+        places = Places.of(loaded.site.run, loaded.site.state, os.environ)
+        if not asyncio.run(supervise(loaded, places, cooperative=cooperative)):
             sys.exit(1)
     except (SiteError, AdminError) as error:
         fail(str(error))

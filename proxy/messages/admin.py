@@ -8,7 +8,15 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A question of a command: `status`, `explain`; parameters and answer are JSON texts."""
+    """A question of a command: `status`, `explain`, `flows`; parameters and answer are JSON texts."""
+
+    what: str
+    parameters: str
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A command that changes something: `reload`, `kill`, `lock`, `unlock`; JSON texts as with Ask."""
 
     what: str
     parameters: str
@@ -16,7 +24,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to Ask."""
+    """The answer to Ask and Order."""
 
     text: str
 
@@ -63,7 +71,7 @@ class Stop:
     keep_bubbles: bool
 
 
-TO_SUPERVISOR = (Ask, Enter, Stop)
-type ToSupervisor = Ask | Enter | Stop
+TO_SUPERVISOR = (Ask, Order, Enter, Stop)
+type ToSupervisor = Ask | Order | Enter | Stop
 TO_COMMAND = (Answer, Denied, Entered, Leave)
 type ToCommand = Answer | Denied | Entered | Leave

@@ -76,11 +76,43 @@ class NewCertificate:
 
 @dataclass(frozen=True, slots=True)
 class NewPolicy:
-    """The policy is replaced; one descriptor, its text. Open flows are judged again."""
+    """The policy is replaced; one descriptor, its text. Open flows are judged again; answered by Done."""
 
     descriptors: ClassVar[tuple[int, int]] = (1, 1)
 
+    question: int
     policy_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """Cut every flow and admit none, and say these words; without words it is unlocked. Answered by Done."""
+
+    question: int
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Cut the open flows that fit; what is empty, or port 0, fits all. Answered by Done.
+
+    `host` is a canonical name or an address, or `*.` and a name for every name below it.
+    """
+
+    question: int
+    flow: str
+    host: str
+    port: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class TellFlows:
+    """The open flows after a place in the list, at most so many. Answered by FlowPage."""
+
+    question: int
+    after: int
+    most: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +151,7 @@ class AddressAnswer:
 
 TO_WORKER = (
     Configure, Listen, BubbleGone, Lease, Door, NewCertificate, NewPolicy, NewSegment, NoSegment, NameAnswer,
-    AddressAnswer,
+    AddressAnswer, Lock, Cut, TellFlows,
 )  # fmt: skip
 type ToWorker = (
     Configure
@@ -133,6 +165,9 @@ type ToWorker = (
     | NoSegment
     | NameAnswer
     | AddressAnswer
+    | Lock
+    | Cut
+    | TellFlows
 )
 
 
@@ -187,5 +222,38 @@ class Report:
     segments: int
 
 
-FROM_WORKER = (Sealed, Serving, AskName, AskAddress, WantSegment, Report)
-type FromWorker = Sealed | Serving | AskName | AskAddress | WantSegment | Report
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer to NewPolicy, Lock and Cut: how many flows were cut, or why it was not done."""
+
+    question: int
+    cut: int
+    trouble: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRow:
+    """One open flow, as people are shown it."""
+
+    id: str
+    bubble: str
+    destination: str
+    protocol: str
+    tunnel: str
+    age_s: float
+    bytes_up: int
+    bytes_down: int
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlowPage:
+    """The answer to TellFlows; `after` is where the next page begins, 0 when there is none."""
+
+    question: int
+    flows: tuple[FlowRow, ...]
+    after: int
+
+
+FROM_WORKER = (Sealed, Serving, AskName, AskAddress, WantSegment, Report, Done, FlowPage)
+type FromWorker = Sealed | Serving | AskName | AskAddress | WantSegment | Report | Done | FlowPage

@@ -1,0 +1,209 @@
+"""A reload: site file, policy, certificates and keys are read again, and taken whole or not at all.
+
+What was good last stays until everything that was read is good. Then each post's worker gets the new policy,
+or, where it cannot swap what changed, a successor; a post that is not admitted any more ends. Decides which
+of these, and tells what it did; how it is done is the supervisor's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from proxy import notify
+from proxy.answers import NoAnswer
+from proxy.crew import Post, Worker
+from proxy.differences import Change, changed_tunnels, differences, not_reloadable
+from proxy.orders import OrderRefused
+from proxy.reception import identity
+from proxy.site import Loaded, SiteError, load_site
+
+MAX_WORDS = 4000
+SUCCESSOR_LIMIT_S, LOOK_S = 15.0, 0.02
+NOTHING_CHANGED = "nothing was changed"
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of a post, and why: `kept`, a new `policy`, its worker `replaced`, or `dismissed`."""
+
+    post: Post
+    what: str
+    why: str = ""
+    groups: tuple[str, ...] = ()
+
+
+class Daemon(Protocol):
+    """What a reload needs of a supervisor."""
+
+    loaded: Loaded
+    workers: dict[tuple[str, int], Worker]
+
+    def posts(self) -> Sequence[Post]:
+        """Every post."""
+
+    def adopt(self, new: Loaded, changed_tunnels: set[str]) -> None:
+        """Take another site; the tunnels that changed end, those that are new come up."""
+
+    async def dismiss_post(self, post: Post, why: str) -> list[str]:
+        """End a post; the names of the bubbles that are told why."""
+
+
+class Reloads:
+    """The reloads of one daemon, one after the other. `failed` is when and why the last one was refused."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._one = asyncio.Lock()
+        self.loaded_at = _now()
+        self.failed: tuple[str, str] | None = None
+
+    async def by_signal(self) -> None:
+        """A reload that nobody waits for: what there is to say goes to the log."""
+        try:
+            found = await self.reload()
+        except OrderRefused as error:
+            for line in str(error).splitlines():
+                notify.say(line)
+        else:
+            for line in found["lines"]:
+                notify.say(line)
+
+    async def reload(self, *, check: bool = False) -> dict[str, Any]:
+        """What changed and whom it concerned; with `check`, what would. Raises OrderRefused."""
+        async with self._one:
+            if check:
+                return await self._reload(check=True)
+            notify.reloading()
+            try:
+                return await self._reload(check=False)
+            finally:
+                notify.ready()
+
+    async def _reload(self, *, check: bool) -> dict[str, Any]:
+        old = self._daemon.loaded
+        try:
+            new = await asyncio.to_thread(load_site, old.site.file)
+            if unlike := not_reloadable(old, new):
+                cure = "start the daemon again: zonegate stop --keep-bubbles, then zonegate up"
+                raise SiteError(f"{old.site.file}: {', '.join(unlike)} cannot change while it runs; {cure}")
+            fates = [await self._fate(post, old, new) for post in self._daemon.posts()]
+        except Exception as error:  # whatever is wrong with what was read, it is not taken
+            words = str(error)[:MAX_WORDS] if isinstance(error, SiteError) else f"it failed: {error!r:.200}"
+            if not check:
+                self.failed = (_now(), words)
+            raise OrderRefused(f"{words}\n{NOTHING_CHANGED}") from error
+        changes = differences(old, new)
+        if check:
+            return _told(changes, [_row(fate) for fate in fates], [], new)
+        self.loaded_at, self.failed = _now(), None
+        self._daemon.adopt(new, changed_tunnels(old, new))
+        for fate in fates:
+            worker = self._daemon.workers.get((fate.post.zone, fate.post.uid))
+            if worker is not None and fate.what in ("kept", "policy"):
+                worker.loaded = new
+        rows = await asyncio.gather(*(self._carry_out(fate, new) for fate in fates))
+        return _told(changes, [row for row, _ in rows], [told for _, told in rows if told], new)
+
+    async def _fate(self, post: Post, old: Loaded, new: Loaded) -> Fate:
+        zone = new.site.zones.get(post.zone)
+        if zone is None:
+            return Fate(post, "dismissed", f'zone "{post.zone}" is not in {new.site.file} any more')
+        user = await asyncio.to_thread(identity, post.uid)
+        groups = new.site.may_enter(post.zone, post.uid, user.login, user.groups)
+        if groups is None:
+            return Fate(post, "dismissed", f'{user.login} may not enter zone "{post.zone}" any more')
+        if zone != old.site.zones.get(post.zone):
+            return Fate(post, "replaced", f"zone {post.zone} changed", groups)
+        if lost := sorted(changed_tunnels(old, new).intersection(zone.tunnels)):
+            return Fate(post, "replaced", f"tunnel {', '.join(lost)} changed", groups)
+        if groups != post.groups:
+            return Fate(post, "replaced", f"the groups of {user.login} changed", groups)
+        if new.site.max_flows != old.site.max_flows:
+            return Fate(post, "replaced", "the limit of flows changed", groups)
+        same = (old.policy.hash, old.site.policy) == (new.policy.hash, new.site.policy)
+        return Fate(post, "kept" if same else "policy", "", groups)
+
+    async def _carry_out(self, fate: Fate, new: Loaded) -> tuple[dict[str, Any], str]:
+        """What became of a post, and what went wrong with it. Nothing that is wrong leaves it as it was."""
+        post, row = fate.post, _row(fate)
+        worker = self._daemon.workers.get((post.zone, post.uid))
+        trouble = ""
+        if worker is not None:
+            try:
+                row["cut"] = await self._tell(worker, fate, new)
+            except NoAnswer as error:
+                row["what"], trouble = "replaced", f"zone {post.zone} of {post.user}: {error}; it was ended"
+                worker.retire()
+        if fate.what == "dismissed":
+            row["bubbles"] = await self._daemon.dismiss_post(post, fate.why)
+        elif fate.what == "replaced":
+            post.groups = fate.groups
+            if worker is not None:
+                worker.retire()
+                trouble = trouble or await self._succeeded(worker, post)
+        return row, trouble
+
+    async def _tell(self, worker: Worker, fate: Fate, new: Loaded) -> int:
+        """Raises NoAnswer."""
+        if fate.what == "kept":
+            return 0
+        if fate.what == "policy":
+            return await worker.answers.replace_policy(new.policy_text, str(new.site.policy))
+        return await worker.lock(f"the site was reloaded: {fate.why}")
+
+    async def _succeeded(self, worker: Worker, post: Post) -> str:
+        """Nothing once a successor is at the post; words when it is late."""
+        for _ in range(int(SUCCESSOR_LIMIT_S / LOOK_S)):
+            if self._daemon.workers.get((post.zone, post.uid)) not in (None, worker):
+                return ""
+            await asyncio.sleep(LOOK_S)
+        return f"zone {post.zone} of {post.user}: its new worker is late; see: zonegate status"
+
+
+def _row(fate: Fate) -> dict[str, Any]:
+    return {
+        "zone": fate.post.zone,
+        "user": fate.post.user,
+        "what": fate.what,
+        "why": fate.why,
+        "cut": 0,
+        "bubbles": [],
+    }
+
+
+def _told(
+    changes: Sequence[Change], rows: Sequence[dict[str, Any]], trouble: Sequence[str], new: Loaded
+) -> dict[str, Any]:
+    return {
+        "changes": [asdict(change) for change in changes],
+        "workers": list(rows),
+        "trouble": list(trouble),
+        "policy": {"name": new.policy.name, "hash": new.policy.hash},
+        "lines": list(_lines(changes, rows, trouble)),
+    }
+
+
+def _lines(
+    changes: Sequence[Change], rows: Sequence[dict[str, Any]], trouble: Sequence[str]
+) -> Sequence[str]:
+    lines = [str(change) for change in changes] or ["no difference"]
+    for row in rows:
+        cut = f"{row['cut']} flow{'' if row['cut'] == 1 else 's'} cut"
+        whose = f"zone {row['zone']} of {row['user']}"
+        match row["what"]:
+            case "policy":
+                lines.append(f"{whose}: judged by the new policy; {cut}")
+            case "replaced":
+                lines.append(f"{whose}: every flow cut ({row['cut']}), a new worker; {row['why']}")
+            case "dismissed":
+                gone = f"{len(row['bubbles'])} bubble{'' if len(row['bubbles']) == 1 else 's'} refused"
+                lines.append(f"{whose}: every flow cut ({row['cut']}), {gone}; {row['why']}")
+    return [*lines, *trouble]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
