@@ -5,6 +5,7 @@ mitmproxy takes HTTP apart and puts it together again; it decides nothing, dials
 reads no file. From the ground up:
 
     heads        what a request and a response say, strictly; pure
+    scans        the scan of one request, beside its judgement
     judging      one connection's requests: judged, recorded, registered, each by itself
     tls          the TLS of both sides
     streams      a channel as mitmproxy wants a reader and a writer

@@ -21,6 +21,7 @@ _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:@\[\]]+))(?::([0-9]{1,5}))?")
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,17}")
+_CHARSET = re.compile(r";[ \t]*charset[ \t]*=[ \t]*\"?([^\"; \t]*)", re.IGNORECASE)
 _MEDIA = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")
 # What a Connection field may name; any other field that it made one hop's own would be lost on the way.
 _CONNECTION = frozenset({"", "keep-alive", "close", "upgrade", "te", "http2-settings"})
@@ -57,6 +58,8 @@ class Asked:
     has_body: bool
     drop: frozenset[str]
     websocket_key: bytes = b""
+    charset: str = ""
+    codings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ def read_request(
     else:
         drop |= {"upgrade"}  # an offer may be ignored (RFC 9110, section 7.8)
     media = _media(of) if has_body else UNKNOWN
-    return Asked(method, target, media, size, has_body, frozenset(drop), key)
+    return Asked(method, target, media, size, has_body, frozenset(drop), key, _charset(of), _codings(of))
 
 
 def read_response(asked: Asked, *, status: int, version: int, fields: Fields) -> Answered:
@@ -195,6 +198,19 @@ def _media(of: _Of) -> Fact[str]:
     said = of.all("content-type")
     media = said[0].partition(";")[0].strip(" \t").lower() if len(said) == 1 else ""
     return media if _MEDIA.fullmatch(media) else FAILED
+
+
+def _charset(of: _Of) -> str:
+    """The charset that a body says to be in, the first of several."""
+    found = [_CHARSET.search(value) for value in of.all("content-type")]
+    return next((one[1] for one in found if one), "")
+
+
+def _codings(of: _Of) -> tuple[str, ...]:
+    """The codings of a body in their order; messages of gRPC have one of their own."""
+    values = [*of.all("content-encoding"), *of.all("grpc-encoding")]
+    tokens = (token.strip(" \t").lower() for value in values for token in value.split(","))
+    return tuple(token for token in tokens if token)
 
 
 def _websocket_key(of: _Of, version: int, method: str, has_body: bool) -> bytes:

@@ -253,22 +253,25 @@ class JudgedStream(HttpStream):
     def state_stream_request_body(self, event: Any) -> CommandGenerator[None]:
         if isinstance(event, RequestTrailers):
             raise TypeError("trailers of a request are not judged and do not go on")
-        if not isinstance(event, RequestData):
+        if not isinstance(event, RequestData | RequestEndOfMessage):
             yield from super().state_stream_request_body(event)
             return
-        exchange = self._exchange()
-        allowed = exchange.allow(Transfer.UPLOAD, len(event.data))
-        if allowed:
-            data = RequestData(self.stream_id, event.data[:allowed])
-            yield SendHttp(data, self.context.server)
-        if allowed < len(event.data):
-            refused = self._rules.exceeded(exchange)
-            yield self._give_up()
-            if self._begun:
-                self._rules.cut(str(refused.refusal.because))
-            else:
-                yield from self._show(refused)
-                self.client_state = self.state_drain
+        exchange, last = self._exchange(), isinstance(event, RequestEndOfMessage)
+        data = exchange.sift(event.data) if isinstance(event, RequestData) else exchange.sift(b"", last=True)
+        allowed = exchange.allow(Transfer.UPLOAD, len(data)) if data else 0
+        if data and allowed:
+            yield SendHttp(RequestData(self.stream_id, data[:allowed]), self.context.server)
+        if data is not None and allowed == len(data):
+            if last:
+                yield from super().state_stream_request_body(event)
+            return
+        refused = self._rules.exceeded(exchange)
+        yield self._give_up()
+        if self._begun:
+            self._rules.cut(str(refused.refusal.because))
+        else:
+            yield from self._show(refused)
+            yield from self.state_drain(event)
 
     def _give_up(self) -> SendHttp:
         """End the request at its destination: a connection of HTTP/1 closes, a stream of HTTP/2 is reset."""
@@ -331,7 +334,11 @@ class JudgedStream(HttpStream):
                 return
         for command in super().passthrough(event):
             if isinstance(command, WebsocketMessageHook) and self.flow.websocket is not None:
-                self._message[self.flow.websocket.messages[-1].from_client] = 0
+                message = self.flow.websocket.messages[-1]
+                self._message[message.from_client] = 0
+                if message.from_client and not exchange.sift_message(message.content):
+                    self._rules.cut(str(self._rules.exceeded(exchange).refusal.because))
+                    return
             if isinstance(command, SendHttp) and isinstance(command.event, RequestData | ResponseData):
                 upload = isinstance(command.event, RequestData)
                 data = command.event.data

@@ -18,8 +18,10 @@ from proxy.flow import FAILED, UNKNOWN, Because, Budget, Flow, Origin, Refusal, 
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import Admission, Gate, Inspect, gate_refusal
 from proxy.inspection.heads import Answered, Asked
+from proxy.inspection.scans import Scanning, scan_refusal, scanning_of
 from proxy.passage import Tallies, Visitor, verdict_record
 from proxy.relay import Counts, tightest
+from proxy.scanning.sieve import Stopped
 
 # What only the answer to a request tells: a request may go on while no more than this is open.
 _TOLD_BY_THE_ANSWER = frozenset({"content_type", "size"})
@@ -42,6 +44,7 @@ class Exchange:
     began: float = field(default_factory=time.monotonic)
     refused: Refusal | None = None
     over: bool = False
+    scanning: Scanning | None = None
 
     @property
     def counts(self) -> Counts:
@@ -57,6 +60,20 @@ class Exchange:
         if allowed < wanted and budget is not None:
             self.refused = Refusal(budget.because)
         return allowed
+
+    def sift(self, data: bytes, *, last: bool = False) -> bytes | None:
+        """What of a body may go on now, None where it holds what must not."""
+        return data if self.scanning is None else self._sifted(self.scanning.sift(data, last=last))
+
+    def sift_message(self, content: bytes) -> bool:
+        """Whether a message of a WebSocket may go."""
+        return self.scanning is None or self._sifted(self.scanning.message(content)) is not None
+
+    def _sifted(self, found: bytes | Stopped) -> bytes | None:
+        if isinstance(found, Stopped):
+            self.refused = scan_refusal(found)
+            return None
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +140,15 @@ class Judging:
             # One connection never gets one way for one request and another way for the next.
             refusal = gate_refusal("route-changes", "its connection goes through another tunnel", "try again")
             return self._refuse(refusal, flow, reference, words)
+        scanning = scanning_of(answer.policy, flow, asked)
+        if scanning is not None and (stopped := scanning.target(asked.path)) is not None:
+            return self._refuse(
+                scan_refusal(stopped), flow, reference, asked.method
+            )  # not where it was found
         record = self._record(answer, flow, reference, words)
         if isinstance(record, Refused):
             return record
-        return self._opened(asked, flow, answer, record)
+        return self._opened(asked, flow, answer, record, scanning)
 
     def _record(
         self, answer: Admission | Inspect, flow: Flow, reference: str, words: str | None
@@ -182,7 +204,12 @@ class Judging:
                 return gate_refusal("undecided", "the gate came to no decision")
 
     def _opened(
-        self, asked: Asked, flow: Flow, answer: Admission | Inspect, record: VerdictRecord
+        self,
+        asked: Asked,
+        flow: Flow,
+        answer: Admission | Inspect,
+        record: VerdictRecord,
+        scanning: Scanning | None,
     ) -> Exchange:
         self._egress = answer.egress
         if self._connection is None:
@@ -190,7 +217,7 @@ class Judging:
         entry = self._entry(record.flow, flow, answer)
         self.tallies.admitted += 1
         waits = answer.judgement.verdict is None
-        found = Exchange(asked, flow, answer.egress, answer.grant, record, entry, waits)
+        found = Exchange(asked, flow, answer.egress, answer.grant, record, entry, waits, scanning=scanning)
         self._bound(found, answer)
         self._open.add(found)
         return found
@@ -276,6 +303,8 @@ class Judging:
             why = f"cut by the gate: {exchange.entry.cut_because or self.cut_because}"
         elif exchange.refused is not None:
             why = f"cut by the gate: {exchange.refused.because}"
+        if exchange.scanning is not None and exchange.scanning.reported:
+            why += f"; found and let go: {', '.join(sorted(exchange.scanning.reported))}"
         counts = exchange.counts
         self.tallies.bytes_up += counts.uploaded
         self.tallies.bytes_down += counts.downloaded
