@@ -153,6 +153,7 @@ def _listen(path: Path) -> socket.socket:
             os.umask(before)
         if os.geteuid() == 0:
             path.chmod(0o666)  # every user may ask; who may do what is judged by the kernel's word
+        ipc.refuse_descriptors(sock)  # whoever is accepted inherits it
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()

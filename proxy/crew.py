@@ -55,7 +55,10 @@ class CrewError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Bubble:
-    """One bubble: its namespaces (descriptors), and the worker that serves it."""
+    """One bubble: its namespaces (descriptors), and the worker that serves it.
+
+    `attached` says which network namespace it is that was there before, and is empty otherwise.
+    """
 
     id: str
     zone: str
@@ -64,6 +67,7 @@ class Bubble:
     pid: int
     enforcement: str
     namespaces: tuple[int, ...]
+    attached: str = ""
 
 
 @dataclass(slots=True, eq=False)

@@ -71,16 +71,17 @@ class Daemon:
     sockets: Sequence[Path]
     zone: str
     cooperative: bool
+    attached: str = ""
     link: socket.socket | None = None
     bubble: str = ""
     next_step_at: float = 0.0  # a new attempt without a link; the end of patience while unanswered
     answered: bool = False
     refused: str = ""
 
-    def present(self, fds: Sequence[int]) -> Entered:
-        """Show the bubble's namespaces to the daemon; RunError or LinkBroken if it is not served."""
+    def present(self, pid: int) -> Entered:
+        """Show the daemon the process of the bubble, a child; RunError or LinkBroken if it is not served."""
         self.link = connect(self.sockets)
-        ipc.send(self.link, Enter(self.zone, self.bubble, self.cooperative), fds)
+        ipc.send(self.link, self._enter(pid))
         answer, _ = ipc.receive(self.link, ANSWERS)
         if isinstance(answer, Denied):
             raise RunError(answer.reason)
@@ -88,14 +89,14 @@ class Daemon:
         self.link.setblocking(False)
         return answer
 
-    def look(self, fds: Sequence[int], now: float) -> None:
+    def look(self, pid: int, now: float) -> None:
         """Without a daemon, present the bubble to a new one; give up one that does not answer."""
         if self.answered or now < self.next_step_at:
             return
         self.lost(now)
         try:
             self.link = connect(self.sockets, 0)
-            ipc.send(self.link, Enter(self.zone, self.bubble, self.cooperative), fds)
+            ipc.send(self.link, self._enter(pid))
         except (RunError, ipc.LinkBroken, OSError):
             self.lost(now)
         else:
@@ -124,6 +125,9 @@ class Daemon:
         if self.link is not None:
             self.link.close()
         self.link, self.answered, self.next_step_at = None, False, now + LOOK_EVERY_S
+
+    def _enter(self, pid: int) -> Enter:
+        return Enter(self.zone, self.bubble, self.cooperative, pid, self.attached)
 
     def _served(self, answer: Entered) -> None:
         self.bubble, self.answered, self.refused = answer.bubble, True, ""
@@ -157,22 +161,20 @@ def run(view: bubble.View, sockets: Sequence[Path]) -> int:
         company = undo.enter_context(_Company(daemon, stdio, pid))
         undo.callback(ours.close)
         stdio.started()
-        fds = _made(ours)
-        undo.callback(ipc.close_all, fds)
+        _await_made(ours)
         try:
-            daemon.present(fds)
+            daemon.present(pid)
         except ipc.LinkBroken as error:
             raise RunError(f"the daemon went away: {error}") from error
         ours.send(b"go")
-        return company.keep(fds)
+        return company.keep()
 
 
-def _made(link: socket.socket) -> list[int]:
-    """The bubble's user and network namespace, once it has been made."""
-    word, fds, _, _ = socket.recv_fds(link, 4096, 2, socket.MSG_CMSG_CLOEXEC)
+def _await_made(link: socket.socket) -> None:
+    """Until the bubble's namespaces have been made; RunError when they could not be."""
+    word = link.recv(4096)
     if word != b"made":
         raise RunError(word[1:].decode() or "the bubble could not be made")
-    return fds
 
 
 class _Company:
@@ -195,7 +197,7 @@ class _Company:
             os.waitpid(self._pid, 0)
         os.close(self._pidfd)
 
-    def keep(self, fds: Sequence[int]) -> int:
+    def keep(self) -> int:
         """Until the program has ended; its exit code."""
         with selectors.DefaultSelector() as selector, _signals() as wake:
             for fileobj, what in ((self._pidfd, "end"), (wake, "signal"), (self._stdio, "terminal")):
@@ -216,7 +218,7 @@ class _Company:
                             self._daemon.lost()
                             self._drain(wake)
                             return code
-                self._tick(fds, time.monotonic())
+                self._tick(time.monotonic())
 
     def _reap(self) -> int:
         code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
@@ -260,10 +262,10 @@ class _Company:
                 selector.register(self._daemon.link, selectors.EVENT_READ, "daemon")
             self._watched = self._daemon.link
 
-    def _tick(self, fds: Sequence[int], now: float) -> None:
+    def _tick(self, now: float) -> None:
         self._stdio.take_terminal()
         if self._kill_at is None:
-            self._daemon.look(fds, now)
+            self._daemon.look(self._pid, now)
         elif now >= self._kill_at:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 

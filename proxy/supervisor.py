@@ -353,7 +353,7 @@ class Supervisor:
                     case Ask() | Order():
                         peer.link.send(await self._answer(peer, message))
                     case Enter():
-                        await self._enter(peer, message, fds)
+                        await self._enter(peer, message)
                     case Stop():
                         self._stop(peer, message)
             finally:
@@ -388,16 +388,23 @@ class Supervisor:
         peer.link.send(Answer("stopping"))
         self.stopped.set()
 
-    async def _enter(self, peer: Peer, message: Enter, fds: list[int]) -> None:
+    async def _enter(self, peer: Peer, message: Enter) -> None:
         """Serve a bubble for as long as its link lasts."""
         try:
             user = await asyncio.to_thread(identity, peer.uid)  # while it is asked, leases go on
+            inside = [bubble for bubble, _ in self.bubbles.values()]
             bubble, groups = admit(
-                self.loaded.site, user, peer.pid, message, fds, self.bubbles, structural=self.structural
+                self.loaded.site, user, peer.pid, message, inside, structural=self.structural
             )
         except NotAdmitted as error:
             peer.link.send(Denied(str(error)))
             return
+        try:
+            await self._host(peer, bubble, groups)
+        finally:
+            ipc.close_all(bubble.namespaces)
+
+    async def _host(self, peer: Peer, bubble: Bubble, groups: tuple[str, ...]) -> None:
         try:
             post = self._post(Post(bubble.zone, bubble.user, peer.uid, groups))
         except (OSError, JournalUnusable) as error:

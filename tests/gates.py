@@ -130,7 +130,7 @@ class Guest:
         self.link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.link.settimeout(LIMIT_S)
         self.link.connect(str(there.socket))
-        ipc.send(self.link, Enter(name, again, False), zone.fds)
+        ipc.send(self.link, Enter(name, again, False, zone.pid, ""))
         answer = self.hear()
         assert isinstance(answer, Entered | Denied)
         self.answer = answer

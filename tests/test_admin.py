@@ -362,3 +362,23 @@ def test_a_path_that_is_too_long_is_an_error_in_words(tmp_path: Path) -> None:
             AdminSocket(tmp_path / "run" / ("x" * 120), answer_all)
 
     asyncio.run(main())
+
+
+def test_nobody_sends_the_daemon_a_descriptor(path: Path) -> None:
+    """Closing it may take as long as its sender likes. Also before the connection is accepted."""
+
+    async def hand() -> None:
+        async with listening(path):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock, socket.socket() as given:
+                sock.connect(str(path))
+                with pytest.raises(ipc.LinkBroken, match="Operation not permitted"):
+                    ipc.transmit(sock, ipc.encode(ASK), [given.fileno()])
+                link = Link(sock, TO_COMMAND)
+                link.send(ASK)
+                assert isinstance((await link.receive())[0], Answer)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as one:
+        ipc.refuse_descriptors(one)
+        if one.getsockopt(socket.SOL_SOCKET, 83):
+            pytest.skip("this kernel is older than 6.16")
+    asyncio.run(hand())

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from own_namespaces import NOBODY, namespaces_of, process
+from descriptors import open_descriptors
+from own_namespaces import NOBODY, process
 
-from proxy import reception
+from proxy import ipc, reception
 from proxy.config import Site, read_site
 from proxy.crew import Bubble
 from proxy.messages.admin import Enter
@@ -39,7 +43,7 @@ people:
 """
 ME = os.getuid()
 ALICE = User(ME, "alice", ())
-PID = 4711
+PID = os.getpid()
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +52,25 @@ def site() -> Site:
 
 
 @pytest.fixture(scope="module")
-def mine() -> Iterator[list[int]]:
-    """The namespaces of a bubble of this user."""
-    with process() as started, namespaces_of(started.pid) as fds:
-        yield fds
+def mine() -> Iterator[int]:
+    """A process in the namespaces of a bubble of this user."""
+    with process() as started:
+        yield started.pid
 
 
-def enter(zone: str = "corporate", again: str = "", *, cooperative: bool = False) -> Enter:
-    return Enter(zone, again, cooperative)
+def enter(
+    pid: int, zone: str = "corporate", again: str = "", *, cooperative: bool = False, attached: str = ""
+) -> Enter:
+    return Enter(zone, again, cooperative, pid, attached)
 
 
 def entered(
-    site: Site, user: User, message: Enter, fds: list[int], *taken: str, structural: bool = True
+    site: Site, user: User, message: Enter, *inside: Bubble, asker: int = PID, structural: bool = True
 ) -> Bubble:
-    return admit(site, user, PID, message, fds, taken, structural=structural)[0]
+    """The bubble that is let in; its namespaces are closed."""
+    bubble, _ = admit(site, user, asker, message, inside, structural=structural)
+    ipc.close_all(bubble.namespaces)
+    return bubble
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,63 +97,111 @@ PEOPLE = [
 
 
 @pytest.mark.parametrize("case", PEOPLE, ids=str)
-def test_people(site: Site, mine: list[int], case: Person) -> None:
+def test_people(site: Site, mine: int, case: Person) -> None:
     if case.groups is None:
         with pytest.raises(
             NotAdmitted, match=f'{case.user.login} may not enter zone "{case.zone}"; .*people'
         ):
-            entered(site, case.user, enter(case.zone), mine)
+            entered(site, case.user, enter(mine, case.zone))
         return
-    bubble, groups = admit(site, case.user, PID, enter(case.zone), mine, (), structural=True)
+    bubble, groups = admit(site, case.user, PID, enter(mine, case.zone), (), structural=True)
+    there = [Path(f"/proc/{mine}/ns/{kind}").stat() for kind in ("user", "net")]
+    assert [os.fstat(fd).st_ino for fd in bubble.namespaces] == [one.st_ino for one in there]
+    ipc.close_all(bubble.namespaces)
     assert groups == case.groups
     assert (bubble.zone, bubble.user, bubble.uid, bubble.pid) == (case.zone, case.user.login, ME, PID)
-    assert bubble.namespaces == tuple(mine)
 
 
-def test_a_zone_that_is_not_there_is_named_with_those_that_are(site: Site, mine: list[int]) -> None:
+def test_a_zone_that_is_not_there_is_named_with_those_that_are(site: Site, mine: int) -> None:
     with pytest.raises(NotAdmitted, match='no zone "garden" here; there is corporate, lab'):
-        entered(site, ALICE, enter("garden"), mine)
+        entered(site, ALICE, enter(mine, "garden"))
 
 
 # -- namespaces --------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def sleeper(**more: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A child in the network of this process."""
+    with subprocess.Popen(["sleep", "1000"], **more) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
 def test_the_daemons_own_network_is_no_bubble(site: Site) -> None:
-    with namespaces_of(os.getpid()) as fds, pytest.raises(NotAdmitted, match="of its own"):
-        entered(site, ALICE, enter(), fds)
+    with sleeper() as child, pytest.raises(NotAdmitted, match="of its own"):
+        entered(site, ALICE, enter(child.pid))
 
 
 def test_a_network_namespace_of_another_user_is_refused(site: Site) -> None:
-    """Else a user could have the traffic of somebody else's bubble judged as one's own."""
-    with process(uid=NOBODY) as other, namespaces_of(other.pid) as fds:
+    """Else a user could have somebody else's traffic judged as one's own. Root may attach them."""
+    with process(uid=NOBODY) as other:
         with pytest.raises(NotAdmitted, match="belongs to another user"):
-            entered(site, ALICE, enter(), fds)
-        theirs = User(NOBODY, "alice", ())
-        assert entered(site, theirs, enter(), fds).uid == NOBODY
+            entered(site, User(4242, "alice", ()), enter(other.pid))
+        assert entered(site, User(NOBODY, "alice", ()), enter(other.pid)).uid == NOBODY
+        root = User(0, "alice", ())
+        with pytest.raises(NotAdmitted, match="belongs to another user"):
+            entered(site, root, enter(other.pid))
+        assert entered(site, root, enter(other.pid, attached="process 7")).attached == "process 7"
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        lambda fds: [fds[0], os.open("/dev/null", os.O_RDONLY)],
-        lambda fds: [fds[0], os.memfd_create("x")],
-        lambda fds: [fds[0], os.pidfd_open(os.getpid())],
-        lambda fds: fds[1:],
-        lambda fds: [*fds, fds[1]],
-        lambda fds: [],
-    ],
-    ids=["a device", "memory", "a process", "one only", "three", "none"],
-)
-def test_what_is_no_pair_of_namespaces_is_refused_in_words(
-    site: Site, mine: list[int], what: Callable[[list[int]], list[int]]
+def test_a_process_that_is_not_the_askers_own_is_refused(site: Site, mine: int) -> None:
+    """The daemon may see what who asks may not: nobody has it look at another's process."""
+    with sleeper() as other, pytest.raises(NotAdmitted, match=f"process {mine} is no child"):
+        entered(site, ALICE, enter(mine), asker=other.pid)
+
+
+@pytest.mark.parametrize("pid", [0, -1, 1 << 40, (1 << 63) - 1])
+def test_what_is_no_process_is_refused_in_words(site: Site, pid: int) -> None:
+    with pytest.raises(NotAdmitted, match=f"of process {pid} cannot be seen"):
+        entered(site, ALICE, enter(pid))
+
+
+def test_a_process_that_has_ended_is_refused(site: Site) -> None:
+    """A zombie has its number still; its namespaces are nobody's."""
+    with sleeper() as child:
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(NotAdmitted, match=r"cannot be seen|has ended"):
+            entered(site, ALICE, enter(child.pid))
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_refused(
+    site: Site, mine: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fds = what(mine)
-    try:
-        with pytest.raises(NotAdmitted, match="network namespace"):
-            entered(site, ALICE, enter(), fds)
-    finally:
-        for fd in set(fds) - set(mine):
-            os.close(fd)
+    """Its number may be somebody else's by then, and what was opened that process's."""
+    with sleeper() as child:
+        opened = os.pidfd_open
+
+        def of_the_child(pid: int) -> int:
+            fd = opened(child.pid)
+            child.kill()
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            return fd
+
+        monkeypatch.setattr(os, "pidfd_open", of_the_child)
+        before = open_descriptors()
+        with pytest.raises(NotAdmitted, match="has ended"):
+            entered(site, ALICE, enter(mine))
+        assert open_descriptors() == before
+
+
+def test_a_namespace_that_is_served_is_refused_with_who_serves_it(site: Site, mine: int) -> None:
+    bubble, _ = admit(site, ALICE, PID, enter(mine), (), structural=True)
+    before = open_descriptors()
+    bubble.pid = 1
+    with pytest.raises(NotAdmitted, match=f"served already, as bubble {bubble.id}"):
+        entered(site, ALICE, enter(mine), bubble)
+    assert open_descriptors() == before
+    bubble.pid = PID  # it comes again, and its old link has only not ended yet
+    assert entered(site, ALICE, enter(mine), bubble).id != bubble.id
+    ipc.close_all(bubble.namespaces)
+
+
+def test_what_is_attached_is_told_without_what_a_terminal_would_act_on(site: Site, mine: int) -> None:
+    assert entered(site, ALICE, enter(mine, attached="netns \x1b[2Jweb")).attached == "netns [2Jweb"
 
 
 # -- the bubble's name -------------------------------------------------------------------------------
@@ -152,8 +209,8 @@ def test_what_is_no_pair_of_namespaces_is_refused_in_words(
 BEFORE = f"{ME}-0123456789ab"
 
 
-def test_a_bubble_that_comes_again_keeps_its_name(site: Site, mine: list[int]) -> None:
-    assert entered(site, ALICE, enter(again=BEFORE), mine).id == BEFORE
+def test_a_bubble_that_comes_again_keeps_its_name(site: Site, mine: int) -> None:
+    assert entered(site, ALICE, enter(mine, again=BEFORE)).id == BEFORE
 
 
 @pytest.mark.parametrize(
@@ -168,18 +225,19 @@ def test_a_bubble_that_comes_again_keeps_its_name(site: Site, mine: list[int]) -
         "",
     ],
 )
-def test_a_name_that_is_not_this_users_is_not_given(site: Site, mine: list[int], again: str) -> None:
-    found = entered(site, ALICE, enter(again=again), mine).id
+def test_a_name_that_is_not_this_users_is_not_given(site: Site, mine: int, again: str) -> None:
+    found = entered(site, ALICE, enter(mine, again=again)).id
     assert found != again
     assert reception._BUBBLE.fullmatch(found) and found.startswith(f"{ME}-")
 
 
-def test_a_name_that_is_taken_is_not_given_twice(site: Site, mine: list[int]) -> None:
-    assert entered(site, ALICE, enter(again=BEFORE), mine, BEFORE).id != BEFORE
+def test_a_name_that_is_taken_is_not_given_twice(site: Site, mine: int) -> None:
+    there = Bubble(BEFORE, "corporate", "alice", ME, PID, "structural", ())
+    assert entered(site, ALICE, enter(mine, again=BEFORE), there).id != BEFORE
 
 
-def test_new_names_differ(site: Site, mine: list[int]) -> None:
-    assert len({entered(site, ALICE, enter(), mine).id for _ in range(50)}) == 50
+def test_new_names_differ(site: Site, mine: int) -> None:
+    assert len({entered(site, ALICE, enter(mine)).id for _ in range(50)}) == 50
 
 
 @pytest.mark.parametrize(
@@ -192,9 +250,9 @@ def test_new_names_differ(site: Site, mine: list[int]) -> None:
     ],
 )
 def test_what_is_promised_of_a_bubble(
-    site: Site, mine: list[int], structural: bool, cooperative: bool, expected: str
+    site: Site, mine: int, structural: bool, cooperative: bool, expected: str
 ) -> None:
-    bubble = entered(site, ALICE, enter(cooperative=cooperative), mine, structural=structural)
+    bubble = entered(site, ALICE, enter(mine, cooperative=cooperative), structural=structural)
     assert bubble.enforcement == expected
 
 

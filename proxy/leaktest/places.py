@@ -227,11 +227,14 @@ class Bubble:
         self.place = Place("a bubble", become, [])
         theirs.close()
         with ours:
-            word, fds, _, _ = socket.recv_fds(ours, 4096, 2, socket.MSG_CMSG_CLOEXEC)
+            word = ours.recv(4096)
             if word != b"made":
                 self.place.close()
                 raise LeaktestError(word[1:].decode() or "the bubble could not be made")
-            self.user_fd, self.net_fd = fds
+            self.user_fd, self.net_fd = (
+                os.open(f"/proc/{self.place.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+                for kind in ("user", "net")
+            )
             try:
                 self.come_back()
             except BaseException:
@@ -245,7 +248,7 @@ class Bubble:
 
     def come_back(self) -> None:
         """Be served (again). RunError, ipc.LinkBroken when it is not."""
-        self.daemon.present([self.user_fd, self.net_fd])
+        self.daemon.present(self.place.pid)
 
     @contextlib.contextmanager
     def without_rules(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +37,18 @@ class Denied:
 
 @dataclass(frozen=True, slots=True)
 class Enter:
-    """A bubble of this user wants into a zone. Descriptors: its user and its network namespace.
+    """A bubble wants into a zone: the namespaces of process `pid`, a child of who asks.
 
-    `again` names the bubble that it was under an earlier daemon.
+    A number and no descriptors: closing what somebody else has opened may take as long as they like. `again`
+    names the bubble that it was under an earlier daemon; `attached` says, for people, which namespace it is
+    that was there before, and is empty for a bubble of its own.
     """
-
-    descriptors: ClassVar[tuple[int, int]] = (2, 2)
 
     zone: str
     again: str
     cooperative: bool
+    pid: int
+    attached: str
 
 
 @dataclass(frozen=True, slots=True)
