@@ -25,6 +25,7 @@ pyproject.toml, and this is what it is about):
     crew, reception, admin, remains        workers, who may enter, the admin socket, what is left
     gateway/                               the corporate end of mtls
     worker, supervisor                     the only places that wire
+    attach                                 a namespace that was there before, as a zone
     leaktest/                              every known way out, tried on this machine
     demo/, cli/                            the demonstration, the commands
 """

@@ -34,6 +34,11 @@ IP_PKTINFO, IPV6_RECVPKTINFO = 8, 49
 SIOCGIFFLAGS, IFF_UP = 0x8913, 1
 NS_GET_USERNS, NS_GET_OWNER_UID = 0xB701, 0xB704  # ioctl_ns(2)
 
+# Tunnel modules of the kernel put these into every namespace: they are down, and lead to where lo leads.
+KERNELS_OWN = frozenset((
+    "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0",
+))  # fmt: skip
+
 # In the order in which the door sends them.
 LISTENERS = ("tcp4", "tcp6", "dns4", "dns6", "dns-tcp4", "dns-tcp6")
 
@@ -45,11 +50,11 @@ class NamespaceError(Exception):
 # Input of `ip -batch -` that makes lo the way to everywhere and nowhere. `src` matters: without it the
 # source equals the destination and replies are captured again.
 LINK_V4 = f"""link set lo up
-addr add {OWN_V4}/32 dev lo
-route add local 0.0.0.0/0 dev lo src {OWN_V4}
+addr replace {OWN_V4}/32 dev lo
+route replace local 0.0.0.0/0 dev lo src {OWN_V4}
 """
-LINK_V6 = f"addr add {OWN_V6}/128 dev lo nodad\n"
-ROUTE_V6 = f"route add local ::/0 dev lo src {OWN_V6}\n"
+LINK_V6 = f"addr replace {OWN_V6}/128 dev lo nodad\n"
+ROUTE_V6 = f"route replace local ::/0 dev lo src {OWN_V6}\n"
 # The kernel makes an IPv6 address usable in a work queue of its own, a moment after it was added.
 ROUTE_V6_TRIES, ROUTE_V6_PAUSE_S = 100, 0.02
 
@@ -57,9 +62,13 @@ ROUTE_V6_TRIES, ROUTE_V6_PAUSE_S = 100, 0.02
 def capture_rules() -> str:
     """The zone's one nftables transaction. What it does not name is refused at once, not left to time out.
 
+    A zone that was made before is made again.
+
     No error is ever sent for a multicast; one that is dropped on its way out is an error of the send itself.
     """
-    return f"""table inet zonegate {{
+    return f"""table inet zonegate
+delete table inet zonegate
+table inet zonegate {{
   chain capture {{
     type filter hook prerouting priority mangle; policy drop;
     ip daddr {{ {OWN_V4}, 127.0.0.0/8 }} accept
@@ -187,6 +196,13 @@ def only_loopback() -> bool:
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         return not any(_is_up(sock, name) for _, name in socket.if_nameindex() if name != "lo")
+
+
+def ways_out() -> list[str]:
+    """Devices by which the namespace of this process could be left, now or once they are brought up."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        names = [name for _, name in socket.if_nameindex() if name != "lo"]
+        return [name for name in names if name not in KERNELS_OWN or _is_up(sock, name)]
 
 
 def _is_up(sock: socket.socket, name: str) -> bool:

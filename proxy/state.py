@@ -86,6 +86,7 @@ def status(daemon: Daemon, uid: int) -> dict[str, Any]:
                 "user": bubble.user,
                 "pid": bubble.pid,
                 "enforcement": bubble.enforcement,
+                "attached": bubble.attached,
             }
             for bubble, _ in daemon.bubbles.values()
             if everything or bubble.uid == uid

@@ -101,7 +101,9 @@ def _tunnels(found: dict[str, Any]) -> Table:
 def _bubbles(found: dict[str, Any]) -> Table:
     table = _table("bubble", "zone", "user", "pid", "enforcement")
     for bubble in found["bubbles"]:
-        row = (bubble[key] for key in ("id", "zone", "user", "pid", "enforcement"))
+        row = [bubble[key] for key in ("id", "zone", "user", "pid", "enforcement")]
+        if bubble["attached"]:
+            row[0] = f"{bubble['id']} ({bubble['attached']})"
         table.add_row(*map(str, row))
     for worker in found["workers"]:
         flows = f"{worker['open_flows']} open, {worker['admitted']} admitted, {worker['refused']} refused"
