@@ -39,7 +39,7 @@ class Grant:
 class Egress(ABC):
     """One tunnel of a worker. `clock` is CLOCK_BOOTTIME in nanoseconds.
 
-    `judges_names` is whether names are resolved by the peer, which judges their addresses, or here.
+    `judges_names` is whether the peer resolves names and judges their addresses; else it is done here.
     """
 
     judges_names: bool
@@ -107,6 +107,10 @@ class Egress(ABC):
     @abstractmethod
     async def hear_holder(self) -> None:
         """Hand what the holder makes to those who wait; returns when the holder is gone."""
+
+    async def resolve(self, name: str) -> tuple[IPAddress, ...]:
+        """The addresses of a canonical name behind the peer; DialFailed in the user's words."""
+        raise DialFailed(f"the peer of tunnel {self.name} resolves names itself")
 
     @abstractmethod
     async def dial(self, host: str | IPAddress, port: int) -> Channel:

@@ -28,6 +28,7 @@ from proxy.flow import (
     Verdict,
 )
 from proxy.policy import Policy
+from proxy.policy.evaluate import Decision, furthest
 
 INSPECTED = (Protocol.HTTP, Protocol.HTTPS)
 LOCK_CURE = "who locked it can open it: zonegate unlock"
@@ -36,12 +37,22 @@ TUNNEL_CURE = "see `zonegate status`; it opens by itself when the tunnel is back
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A flow may go, through this egress and under this right."""
+    """A flow may go, through this egress and under this right; a named one whose addresses were judged here
+    to these and no others."""
 
     egress: Egress
     grant: Grant
     judgement: Judgement
     policy: Policy
+    addresses: tuple[IPAddress, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsAddress:
+    """Not decided: the name is to be resolved through this egress, and asked again with each address."""
+
+    egress: Egress
+    judgement: Judgement
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,9 @@ class Wait:
     judgement: Judgement
 
 
+type Answer = Admission | Refusal | Wait | Inspect | NeedsAddress
+
+
 class Gate:
     """The judge of one zone's flows. `policy` may be replaced at any time: one reference is swapped.
 
@@ -76,25 +90,23 @@ class Gate:
         self._egresses = egresses
         self._inspects = inspects
 
-    def ask(self, flow: Flow) -> Admission | Refusal | Wait | Inspect:
-        """What may become of a flow now."""
+    def ask(self, flow: Flow, through: str | None = None) -> Answer:
+        """What may become of a flow now, through any tunnel of the zone or through one of them."""
         try:
-            return self._ask(flow)
+            return self._ask(flow, [one for one in self._egresses if through in (None, one.name)])
         except Exception as error:  # whatever is wrong in a judgement, its flow is refused
             return gate_refusal("fault", f"the gate failed to judge it ({type(error).__name__})")
 
-    def _ask(self, flow: Flow) -> Admission | Refusal | Wait | Inspect:
+    def _ask(self, flow: Flow, egresses: Sequence[Egress]) -> Answer:
         if self.locked:
             return gate_refusal("locked", self.locked, LOCK_CURE)
         policy = self.policy
-        if isinstance(flow.name, str) and flow.address is UNKNOWN:
-            # An mtls gateway resolves and judges addresses; a policy that needs them was refused at load.
-            flow = replace(flow, address=NEVER)
-        decision = policy.decide(flow, [egress.fact() for egress in self._egresses])
+        decision = _decide(policy, flow, egresses)
         judgement = decision.judgement
         tunnel = decision.tunnel.name if decision.tunnel else ""
         if decision.verdict is None:
-            return self._residual(flow, judgement, policy, tunnel)
+            egress = next(egress for egress in egresses if egress.name == tunnel)
+            return self._residual(flow, judgement, policy, egress)
         if decision.verdict is Verdict.BLOCK:
             proved = decision.tunnel is None or decision.tunnel.state is TunnelState.ATTESTED
             return Refusal(judgement.because) if proved else self._not_up(judgement.because, tunnel)
@@ -108,16 +120,15 @@ class Gate:
             return self._not_up(judgement.because, tunnel)
         return Admission(egress, grant, judgement, policy)
 
-    def _residual(
-        self, flow: Flow, judgement: Judgement, policy: Policy, tunnel: str
-    ) -> Refusal | Wait | Inspect:
+    def _residual(self, flow: Flow, judgement: Judgement, policy: Policy, egress: Egress) -> Answer:
         if flow.protocol is UNKNOWN and (judgement.stage <= Stage.FIRST_BYTES or self._inspects):
             return Wait(judgement)
+        if judgement.stage is Stage.DIAL and not egress.judges_names:
+            return NeedsAddress(egress, judgement)
         if self._inspects and judgement.stage is Stage.REQUEST and flow.protocol in INSPECTED:
-            egress = next(egress for egress in self._egresses if egress.name == tunnel)
             grant = egress.grant()
             if grant is None:
-                return self._not_up(judgement.because, tunnel)
+                return self._not_up(judgement.because, egress.name)
             return Inspect(egress, grant, judgement, policy)
         wanted = ", ".join(sorted(judgement.waits_for))
         return gate_refusal(
@@ -135,8 +146,27 @@ class Gate:
 
     def admits_still(self, flow: Flow, tunnel: str, now: datetime) -> bool:
         """Whether an open flow would be admitted now, through the same tunnel, by the policy in force."""
-        answer = self.ask(replace(flow, at=now))
-        return isinstance(answer, Admission) and answer.egress.name == tunnel
+        return isinstance(self.ask(replace(flow, at=now), tunnel), Admission)
+
+
+def _decide(policy: Policy, flow: Flow, egresses: Sequence[Egress]) -> Decision:
+    """The policy's decision over these tunnels in their order.
+
+    What resolves names itself (an mtls gateway) judges their addresses itself: a policy that needs them was
+    refused at load. Elsewhere the address is a fact that is not known yet.
+    """
+    far = flow
+    if isinstance(flow.name, str) and flow.address is UNKNOWN:
+        far = replace(flow, address=NEVER)
+    if all(egress.judges_names for egress in egresses):
+        return policy.decide(far, [egress.fact() for egress in egresses])
+    refused = []
+    for egress in egresses:
+        decision = policy.decide(far if egress.judges_names else flow, [egress.fact()])
+        if decision.verdict is not Verdict.BLOCK:
+            return decision
+        refused.append(decision)
+    return furthest(refused)
 
 
 def gate_refusal(name: str, text: str, cure: str = "") -> Refusal:

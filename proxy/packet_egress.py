@@ -11,14 +11,20 @@ import itertools
 import os
 import socket
 from collections.abc import Callable
+from errno import ENOTCONN
+from functools import partial
+from ipaddress import ip_address, ip_interface
 
 from proxy import ipc
+from proxy.addresses import inner
+from proxy.allocator import OWN_NETWORKS
 from proxy.channel.plain import Backlog, PlainChannel
 from proxy.egress import DialFailed, Egress
 from proxy.flow import IPAddress
 from proxy.link import Link
 from proxy.messages.holding import PacketSetup
 from proxy.messages.packets import Connect, Connected
+from proxy.resolver import Resolver, Unresolved
 
 SOCKET_LIMIT_S, CONNECT_LIMIT_S = 5.0, 15.0
 MAX_WAITING = 4096
@@ -36,9 +42,19 @@ class PacketEgress(Egress):
         self._link: Link[Connected] | None = None
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[socket.socket]] = {}
+        own = [ip_interface(text).ip for text in setup.addresses]
+        self._own = frozenset(own)
+        versions = {address.version for address in own}
+        self._resolver = Resolver(
+            [ip_address(text) for text in setup.resolvers],
+            [kind for version, kind in ((6, "AAAA"), (4, "A")) if version in versions],
+            self._socket_of_resolver,
+            clock,
+        )
 
     def forget(self) -> None:
         """See Egress."""
+        self._resolver.forget()
 
     def connect_holder(self, sock: socket.socket) -> None:
         """See Egress."""
@@ -108,8 +124,9 @@ class PacketEgress(Egress):
         try:
             async with asyncio.timeout(limit_s):
                 await _writable(sock)
-            if trouble := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                raise DialFailed(f"{address} did not take the connection: {os.strerror(trouble)}")
+            trouble = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if trouble or not _has_peer(sock):
+                raise DialFailed(f"{address} did not take the connection: {os.strerror(trouble or ENOTCONN)}")
         except TimeoutError as error:
             sock.close()
             raise DialFailed(f"{address} did not answer in {limit_s:g} s") from error
@@ -117,6 +134,30 @@ class PacketEgress(Egress):
             sock.close()
             raise
         return sock
+
+    async def _socket_of_resolver(self, transport: str, address: IPAddress, port: int) -> socket.socket:
+        opened = self.connected if transport == "tcp" else partial(self.open_socket, "udp")
+        try:
+            return await opened(address, port)
+        except DialFailed as error:
+            raise OSError(str(error)) from error
+
+    async def resolve(self, name: str) -> tuple[IPAddress, ...]:
+        """See Egress. Without those that no tunnel leads to: a name that has no other is refused."""
+        try:
+            found = await self._resolver.addresses(name)
+        except Unresolved as error:
+            raise DialFailed(str(error)) from error
+        behind = tuple(address for address in found if not self._is_near(address))
+        if not behind:
+            raise DialFailed(f"{name} has the address {found[0]}, which is not behind the tunnel")
+        return behind
+
+    def _is_near(self, address: IPAddress) -> bool:
+        """Whether an address, or the one within it, means this machine, its link or the gate itself."""
+        meant = inner(address)
+        near = meant.is_loopback or meant.is_link_local or meant.is_multicast or meant.is_unspecified
+        return near or meant in self._own or any(meant in network for network in OWN_NETWORKS)
 
     async def dial(self, host: str | IPAddress, port: int) -> PlainChannel:
         """See Egress. `host` is an address: a name is resolved, and its addresses judged, before."""
@@ -128,6 +169,15 @@ class PacketEgress(Egress):
         """See Egress."""
         if self._link is not None:
             self._link.close()
+
+
+def _has_peer(sock: socket.socket) -> bool:
+    """A socket that was never connected is writable too."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 async def _writable(sock: socket.socket) -> None:

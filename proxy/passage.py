@@ -13,14 +13,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from proxy import first_bytes, refusals
+from proxy import first_bytes, refusals, resolving
 from proxy.audit import AuditUnwritable, EndRecord, Segment, Tally, VerdictRecord
 from proxy.channel.plain import Channel, PlainChannel
 from proxy.egress import DialFailed, Grant
 from proxy.first_bytes import Seen
-from proxy.flow import UNKNOWN, Because, Flow, IPAddress, Missing, Origin, Protocol, Refusal, Verdict
+from proxy.flow import UNKNOWN, Because, Flow, Missing, Origin, Protocol, Refusal, Verdict
 from proxy.flow_table import FlowTable, OpenFlow
-from proxy.gate import TUNNEL_CURE, Admission, Gate, Inspect, Wait, disagreement, gate_refusal
+from proxy.gate import TUNNEL_CURE, Admission, Gate, Inspect, NeedsAddress, Wait, disagreement, gate_refusal
 from proxy.relay import End, relay
 from proxy.vetted import SERVER_FIRST, vetted_client, vetted_upstream
 
@@ -108,6 +108,14 @@ class Passage:
         self, client: PlainChannel, flow: Flow
     ) -> tuple[Admission | Refusal | Inspect, Flow, bytes]:
         """The answer, the flow with what is known now, and the client's bytes read so far."""
+        answer, flow, first = await self._judge_unresolved(client, flow)
+        if isinstance(answer, NeedsAddress):
+            answer, flow = await resolving.resolve(self._gate, flow, answer)
+        return answer, flow, first
+
+    async def _judge_unresolved(
+        self, client: PlainChannel, flow: Flow
+    ) -> tuple[Admission | Refusal | Inspect | NeedsAddress, Flow, bytes]:
         answer = self._gate.ask(flow)
         if not isinstance(answer, Wait):
             return answer, flow, b""
@@ -160,11 +168,10 @@ class Passage:
             self.tallies.refused += 1
             return gate_refusal("no-record", f"nothing can be recorded: {error}", "make room on the disk")
         egress = admission.egress
-        host = flow.name if isinstance(flow.name, str) else _known(flow.address)
         started = time.monotonic()
         why = "fault in the gate"
         try:
-            upstream = await egress.dial(host, flow.port)
+            upstream, flow = await resolving.dial(admission, flow)
         except (DialFailed, ValueError) as error:
             self._end(record, 0, 0, started, f"could not be dialled: {error}")
             if isinstance(error, DialFailed) and error.by_gateway:
@@ -173,6 +180,8 @@ class Passage:
         except asyncio.CancelledError:
             self._end(record, 0, 0, started, "cut by the gate while dialling")
             raise
+
+        record = replace(record, address=None if isinstance(flow.address, Missing) else flow.address)
 
         def reset() -> None:
             client.abort()
@@ -332,9 +341,3 @@ def verdict_record(
 
 def _protocol(flow: Flow) -> Protocol:
     return flow.transport if isinstance(flow.protocol, Missing) else flow.protocol
-
-
-def _known(host: IPAddress | Missing) -> IPAddress:
-    if isinstance(host, Missing):
-        raise ValueError("its destination is not known")
-    return host

@@ -156,7 +156,7 @@ class Policy:
             if judgement.verdict is not Verdict.BLOCK:
                 return Decision(judgement.verdict, judgement, tunnel)
             refused.append(Decision(Verdict.BLOCK, judgement, tunnel))
-        return max(refused, key=_tells)
+        return furthest(refused)
 
     def next_edge(self, at: datetime) -> datetime | None:
         """The next instant at which a window opens or closes or a rule expires; None if never."""
@@ -194,6 +194,11 @@ def _through(tunnel: TunnelFact | None, judgement: Judgement) -> Judgement:
     text = f"tunnel {tunnel.name} is {tunnel.state}, not attested"
     blocked = gate_outcome("not-attested", text).judgement
     return replace(blocked, trace=judgement.trace, reports=judgement.reports)
+
+
+def furthest(refused: Iterable[Decision]) -> Decision:
+    """Of several refusals of one flow the one that says most."""
+    return max(refused, key=_tells)
 
 
 def _tells(decision: Decision) -> tuple[bool, bool]:

@@ -1,0 +1,100 @@
+"""From a name to a dialled address: resolved through the tunnel, each address judged, one of them dialled.
+
+What was judged is what is dialled: an address that the policy did not admit is not tried, and one that was
+not judged does not exist here. Decides nothing beside the gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from proxy.channel.plain import Channel
+from proxy.egress import DialFailed
+from proxy.flow import Flow, IPAddress, Missing, Refusal
+from proxy.gate import TUNNEL_CURE, Admission, Answer, Gate, Inspect, NeedsAddress, gate_refusal
+
+NEXT_ADDRESS_S = 0.25  # RFC 8305, section 5
+
+
+async def resolve(gate: Gate, flow: Flow, answer: NeedsAddress) -> tuple[Admission | Refusal, Flow]:
+    """The answer for a named flow once its addresses are known, and the flow with the first that may be had.
+
+    Where some addresses are admitted and some are not, those are left that are admitted for the same reason
+    as the first; where none is, the first refusal stands.
+    """
+    assert isinstance(flow.name, str)
+    try:
+        addresses = await answer.egress.resolve(flow.name)
+    except DialFailed as error:
+        return gate_refusal("name", str(error), TUNNEL_CURE), flow
+    refused: Refusal | None = None
+    admitted: list[tuple[IPAddress, Admission]] = []
+    for address in addresses:
+        judged = gate.ask(replace(flow, address=address), through=answer.egress.name)
+        if isinstance(judged, Admission):
+            admitted.append((address, judged))
+        elif refused is None:
+            refused = judged if isinstance(judged, Refusal) else _not_here(judged)
+    if not admitted:
+        return refused or gate_refusal("name", "it has no address"), flow
+    address, first = admitted[0]
+    same = tuple(other for other, judged in admitted if judged.judgement == first.judgement)
+    return replace(first, addresses=same), replace(flow, address=address)
+
+
+def _not_here(answer: Answer) -> Refusal:
+    if isinstance(answer, Inspect):
+        return gate_refusal("needs-inspection", "nothing is looked into behind a tunnel that carries packets")
+    return gate_refusal("undecided", "its address is known and its rules still wait")
+
+
+async def dial(admission: Admission, flow: Flow) -> tuple[Channel, Flow]:
+    """A channel to an admitted flow's destination, and the flow with the address that was dialled.
+
+    Raises DialFailed, ValueError.
+    """
+    egress = admission.egress
+    if admission.addresses:
+        channel, address = await _first(admission, flow.port)
+        return channel, replace(flow, address=address)
+    host = flow.name if isinstance(flow.name, str) else flow.address
+    if isinstance(host, Missing):
+        raise ValueError("its destination is not known")
+    return await egress.dial(host, flow.port), flow
+
+
+async def _first(admission: Admission, port: int) -> tuple[Channel, IPAddress]:
+    """The first of the admitted addresses that answers; the next is tried when one fails or is slow."""
+    left = list(admission.addresses)
+    trying: dict[asyncio.Task[Channel], IPAddress] = {}
+    trouble = DialFailed("it has no address")
+    try:
+        while left or trying:
+            if left:
+                address = left.pop(0)
+                trying[asyncio.create_task(admission.egress.dial(address, port))] = address
+            done, _ = await asyncio.wait(
+                trying, timeout=NEXT_ADDRESS_S if left else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                address = trying.pop(task)
+                try:
+                    channel = task.result()
+                except DialFailed as error:
+                    trouble = error
+                else:
+                    return channel, address
+        raise trouble
+    finally:
+        await _give_up(tuple(trying))
+
+
+async def _give_up(tasks: Sequence[asyncio.Task[Channel]]) -> None:
+    """End attempts that nobody waits for any more, and what they may have got meanwhile."""
+    for task in tasks:
+        task.cancel()
+    for got in await asyncio.gather(*tasks, return_exceptions=True):
+        if not isinstance(got, BaseException):
+            got.abort()
