@@ -20,6 +20,7 @@ pyproject.toml, and this is what it is about):
     reload                                 a policy in place of another while flows go on
     tunnels/, renewal, expiry              a holder's evidence, judged; their certificates, kept new
     passage, captured                      the way of one flow; the ingress of one bubble
+    trust                                  what makes a bubble's programs trust the inspection CA
     bubble, inner, run                     a program's sandbox, and the processes beside it
     dialling, holder, door                 the small processes
     crew, reception, admin, remains        workers, who may enter, the admin socket, what is left

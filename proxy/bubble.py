@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy import ipc, namespaces, sandbox
+from proxy import ipc, namespaces, sandbox, trust
 
 SYSTEM_DIRECTORIES = (
     "/usr",
@@ -70,6 +70,7 @@ class View:
     share_home: bool = False
     x11: bool = False
     variables: Mapping[str, str]
+    roots: bytes = b""  # of the inspection CA, PEM, in a zone that is inspected
 
     @property
     def cooperative(self) -> bool:
@@ -126,6 +127,7 @@ def arguments(view: View, seccomp_fd: int, info_fd: int) -> tuple[list[str], lis
             fds.append(fd)
             told += ["--ro-bind-data", str(fd), os.path.realpath(path)]
     told += _hidden(fds)
+    told += _trust(view, fds)
     told += _home(view)
     told += _environment(view)  # it clears what was there, so before the display's own
     told += _display(view)
@@ -170,6 +172,34 @@ def _hidden(fds: list[int]) -> list[str]:
             fds.append(ipc.memory_file("hidden", b""))
             told += ["--ro-bind-data", str(fds[-1]), file]
     return told
+
+
+def _trust(view: View, fds: list[int]) -> list[str]:
+    """What makes programs trust the inspection CA; the certificate only."""
+    told: list[str] = []
+    for path, content in trust.files(view.roots) if view.roots else ():
+        fds.append(ipc.memory_file("trust", content))
+        told += _with_file(path, fds[-1])
+    return told
+
+
+def _with_file(path: Path, fd: int) -> list[str]:
+    """Content at a path. The machine's directories are read-only: where one lacks what leads there, it is
+    laid out anew with all that it holds, and the file."""
+    if path.is_file():
+        return ["--ro-bind-data", str(fd), os.path.realpath(path)]
+    if path.is_relative_to("/run"):
+        return ["--perms", "0444", "--ro-bind-data", str(fd), str(path)]
+    base = next(parent for parent in path.parents if parent.is_dir())
+    real = Path(os.path.realpath(base))
+    told = ["--perms", "0755", "--tmpfs", str(real)]
+    for child in sorted(real.iterdir()):
+        if child.is_symlink():
+            told += ["--symlink", str(child.readlink()), str(child)]
+        else:
+            told += ["--ro-bind", str(child), str(child)]
+    inside = real / path.relative_to(base)
+    return [*told, "--perms", "0444", "--ro-bind-data", str(fd), str(inside), "--remount-ro", str(real)]
 
 
 def _home(view: View) -> list[str]:
@@ -219,6 +249,8 @@ def _environment(view: View) -> list[str]:
         "XDG_RUNTIME_DIR": _runtime(view),
         "ZONEGATE_ZONE": view.zone,
     }
+    if view.roots:
+        own |= {name: str(path) for name, path in trust.VARIABLES.items()}
     for name, value in own.items():
         told += ["--setenv", name, value]
     return told

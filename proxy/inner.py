@@ -15,6 +15,7 @@ import signal
 import socket
 import termios
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,12 +24,13 @@ from proxy.terminal import Stdio
 
 FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 NOT_STARTED = 125
+GO, GO_BYTES = b"go\n", 256 * 1024  # and the roots of the inspection CA, if the zone is inspected
 TRY_AGAIN_S = 0.02  # a signal that comes before there is a program to take it
 _ALL_DESCRIPTORS = (1 << 31) - 1
 
 
 def live(view: bubble.View, stdio: Stdio, link: socket.socket, outer: int) -> NoReturn:
-    """Say `made` with the namespaces, or `!` and why not; on `go` be the program's parent to its end."""
+    """Say `made`, or `!` and why not; on `go`, which brings the roots, be the program's parent to its end."""
     code = NOT_STARTED
     told = False
     try:
@@ -40,9 +42,10 @@ def live(view: bubble.View, stdio: Stdio, link: socket.socket, outer: int) -> No
         namespaces.make_zone()
         link.send(b"made")
         rules = _rules()
-        if link.recv(16) == b"go":
+        word = link.recv(GO_BYTES)
+        if word.startswith(GO):
             told = True
-            code = _accompany(*_start(view, stdio, rules))
+            code = _accompany(*_start(replace(view, roots=word.removeprefix(GO)), stdio, rules))
     except Exception as error:
         words = str(error) or repr(error)
         with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy import bubble, inner, ipc
+from proxy import bubble, inner, ipc, trust
 from proxy.inner import FORWARDED
 from proxy.messages.admin import TO_COMMAND, Denied, Enter, Entered, Leave
 from proxy.terminal import Stdio
@@ -163,11 +163,19 @@ def run(view: bubble.View, sockets: Sequence[Path]) -> int:
         stdio.started()
         _await_made(ours)
         try:
-            daemon.present(pid)
+            roots = _roots(daemon.present(pid))
         except ipc.LinkBroken as error:
             raise RunError(f"the daemon went away: {error}") from error
-        ours.send(b"go")
+        ours.send(inner.GO + roots)
         return company.keep()
+
+
+def _roots(entered: Entered) -> bytes:
+    """The certificates that the bubble's programs are to trust."""
+    roots = entered.roots.encode()
+    if roots and not trust.is_roots(roots):
+        raise RunError("the daemon gave as inspection CA what is no certificate")
+    return roots
 
 
 def _await_made(link: socket.socket) -> None:

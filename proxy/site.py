@@ -96,6 +96,12 @@ class Loaded:
     files: Mapping[str, TunnelKeys]
     inspection: Authority | None = None
 
+    def roots(self, zone: str) -> str:
+        """What the programs of a zone are to trust as well: PEM, "" where it is not inspected."""
+        if self.inspection is None or not self.site.zones[zone].inspects:
+            return ""
+        return self.inspection.bundle(datetime.now(UTC)).decode("ascii")
+
 
 def load_site(file: Path) -> Loaded:
     """Read a site file and all that it names. Raises SiteError with every problem found."""

@@ -420,7 +420,9 @@ class Supervisor:
             # Only now: a worker that is just beginning serves every bubble that it finds at its post.
             post.bubbles[bubble.id] = bubble
             await self.workers[key].serve(bubble)
-            peer.link.send(Entered(bubble.id, bubble.zone, bubble.enforcement))
+            peer.link.send(
+                Entered(bubble.id, bubble.zone, bubble.enforcement, self.loaded.roots(bubble.zone))
+            )
             while True:
                 _, more = await peer.link.receive()
                 ipc.close_all(more)

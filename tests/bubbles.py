@@ -58,7 +58,8 @@ class FakeDaemon:
     `entered` are the bubbles that came, each with its namespaces. `answers` False takes them and is silent.
     """
 
-    def __init__(self, path: Path, *, denies: str = "", answers: bool = True) -> None:
+    def __init__(self, path: Path, *, denies: str = "", answers: bool = True, roots: str = "") -> None:
+        self.roots = roots
         self.path, self._denies, self._answers = path, denies, answers
         self.entered: queue.Queue[tuple[Enter, list[int]]] = queue.Queue()
         self._links: list[socket.socket] = []
@@ -84,7 +85,7 @@ class FakeDaemon:
                 if self._denies:
                     ipc.send(link, Denied(self._denies))
                 elif self._answers:
-                    ipc.send(link, Entered("0-0123456789ab", message.zone, "structural"))
+                    ipc.send(link, Entered("0-0123456789ab", message.zone, "structural", self.roots))
                 self.entered.put((message, fds))
 
     def say(self, message: object) -> None:

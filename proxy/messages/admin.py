@@ -53,11 +53,12 @@ class Enter:
 
 @dataclass(frozen=True, slots=True)
 class Entered:
-    """The bubble's traffic is served."""
+    """The bubble's traffic is served. `roots` (PEM) are to be trusted in it, if the zone is inspected."""
 
     bubble: str
     zone: str
     enforcement: str
+    roots: str
 
 
 @dataclass(frozen=True, slots=True)
