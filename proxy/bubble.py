@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,38 @@ def _passwd(uid: int, home: Path) -> str:
     except KeyError:
         line = f"user:x:{uid}:{uid}::{home}:/bin/sh"
     return f"{text.rstrip()}\n{line}\n"
+
+
+def missing_program(view: View) -> tuple[str, int] | None:
+    """Why the command of a view cannot be started, and the exit code that shells give it; None if it can.
+
+    What is found by a path that is not plain (`..`) is left to bubblewrap.
+    """
+    name = str(view.command[0])
+    if "/" not in name:
+        seen = "the system's programs, its own home, and what you --share"
+        absent = f'there is no program "{name}" in zone {view.zone}, which sees {seen}', 127
+        return None if shutil.which(name, path=sandbox.SYSTEM_PATH) else absent
+    if ".." in Path(name).parts:
+        return None
+    outside = _outside(view, Path(_directory(view)) / name)
+    if outside is None or not outside.exists():
+        return (
+            f'"{name}" is not there in zone {view.zone}; to have a file of yours there: --share {name}',
+            127,
+        )
+    if outside.is_dir() or not os.access(outside, os.X_OK):
+        return f'"{name}" is not an executable file', 126
+    return None
+
+
+def _outside(view: View, path: Path) -> Path | None:
+    """Where on the host a path of the bubble lies; None where the bubble has nothing of the host."""
+    if any(path.is_relative_to(share) for share in view.share):
+        return path
+    if path.is_relative_to(view.home):
+        return (view.home if view.share_home else view.zone_home) / path.relative_to(view.home)
+    return path if any(path.is_relative_to(place) for place in SYSTEM_DIRECTORIES) else None
 
 
 def arguments(view: View, seccomp_fd: int, info_fd: int) -> tuple[list[str], list[int]]:

@@ -27,7 +27,7 @@ MANIFEST = "sealed.manifest"
 _ACTIONS = ("sealed", "pruned")
 NOTHING_BEFORE = "0" * 64
 SEGMENT = re.compile(r"[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{1,64}\.[0-9]{8,}\.jsonl")
-_MAX_LINE_BYTES = 1 << 17  # more than the longest record, so that junk is not read in one piece
+MAX_LINE_BYTES = 1 << 17  # more than the longest record, so that junk is not read in one piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +123,9 @@ def read(path: Path) -> Iterator[Record | Unreadable]:
     left out; any other that is no record is told."""
     with path.open("rb") as file:
         for number in itertools.count(1):
-            line = piece = file.readline(_MAX_LINE_BYTES)
+            line = piece = file.readline(MAX_LINE_BYTES)
             while piece and not piece.endswith(b"\n"):
-                piece = file.readline(_MAX_LINE_BYTES)
+                piece = file.readline(MAX_LINE_BYTES)
             if not piece:
                 return
             found: Record | Unreadable = Unreadable(number)

@@ -266,3 +266,69 @@ def test_cleanup_ends_what_a_killed_daemon_left(there: Gate) -> None:
 def test_the_exit_code_of_a_program_is_the_commands(there: Gate) -> None:
     there.up()
     assert there.run("run", "--", "sh", "-c", "exit 7")[0] == 7
+
+
+# -- words that were mistyped, programs that are not there, completion --------------------------------
+
+
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("flws", 'did you mean "flows"?'),
+        ("relaod", 'did you mean "reload"?'),
+        ("x" * 9999, "zonegate --help"),
+    ],
+)
+def test_a_mistyped_command_is_told_what_was_meant(word: str, said: str) -> None:
+    found = call(word)
+    assert found.exit_code == 2
+    assert said in found.stderr and "is no command" in found.stderr
+
+
+@pytest.mark.parametrize(
+    "program, code, said",
+    [
+        ("nosuchprog", 127, 'there is no program "nosuchprog" in zone corporate'),
+        ("./nosuchprog", 127, "to have a file of yours there: --share ./nosuchprog"),
+        ("/srv/nosuchprog", 127, "--share /srv/nosuchprog"),
+        ("/usr/bin/nosuchprog", 127, "is not there"),
+        ("/etc/passwd", 126, "is not an executable file"),
+        ("/usr/bin", 126, "is not an executable file"),
+    ],
+)
+def test_a_program_that_is_not_there_is_told_in_our_own_words(
+    nobody: Path, program: str, code: int, said: str
+) -> None:
+    found = call("run", "--", program)
+    assert found.exit_code == code
+    assert said in found.stderr and "bwrap" not in found.stderr
+
+
+def completed(environment: dict[str, str], *words: str) -> list[str]:
+    asked = {
+        "_ZONEGATE_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    command = [sys.executable, "-c", "from proxy.cli import main; main()"]
+    told = subprocess.check_output(command, env=environment | asked, text=True)
+    return [line.removeprefix("plain,") for line in told.splitlines() if line]
+
+
+def test_a_shell_completes_commands_options_and_what_the_daemon_knows(running: Gate, nobody: Path) -> None:
+    environment = running.environment
+    assert completed(environment, "zonegate", "lo") == ["lock"]
+    assert completed(environment, "zonegate", "reload", "--ch") == ["--check"]
+    assert completed(environment, "zonegate", "lock", "--zone", "") == ["corporate"]
+    assert completed(environment, "zonegate", "explain", "--tunnel", "") == ["hq"]
+    assert completed(environment, "zonegate", "kill", "") == []
+    alone = environment | {"ZONEGATE_SOCKET": str(nobody / "admin.sock")}
+    assert completed(alone, "zonegate", "lock", "--zone", "") == [], "and no complaint"
+
+
+def test_the_script_is_one_that_bash_takes() -> None:
+    script = call("completion", "bash").stdout
+    told = subprocess.check_output(["bash", "-c", f"{script}\ncomplete -p zonegate"], text=True)
+    assert "_zonegate_completion" in told
+    for shell, mark in (("zsh", "#compdef zonegate"), ("fish", "complete --no-files --command zonegate")):
+        assert mark in call("completion", shell).stdout

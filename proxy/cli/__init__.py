@@ -29,11 +29,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "lock": ("proxy.cli.lock", "cut and refuse every flow until unlocked"),
     "unlock": ("proxy.cli.unlock", "open what was locked"),
     "reload": ("proxy.cli.reload", "have the daemon read its files again"),
+    "audit": ("proxy.cli.audit", "what was recorded of flows, and whether it is whole"),
     "stop": ("proxy.cli.stop", "end the daemon and its bubbles"),
     "cleanup": ("proxy.cli.cleanup", "end the bubbles that a killed daemon left"),
     "cert": ("proxy.cli.cert", "issue, renew, revoke and list tunnel certificates"),
     "gateway": ("proxy.cli.gateway", "run the corporate end of an mtls tunnel"),
     "ca": ("proxy.cli.ca", "the inspection CA: create, show, rotate"),
+    "completion": ("proxy.cli.completion", "complete commands in bash, zsh or fish"),
     "check": ("proxy.cli.check", "what is wrong with policy files"),
     "test": ("proxy.cli.test", "run policy tests and their claims"),
     "prove": ("proxy.cli.prove", "prove claims over all flows, find dead rules"),
@@ -62,7 +64,7 @@ class _Lazy(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             meant = get_close_matches(args[0][:80], COMMANDS, n=1)
             cure = f'did you mean "{meant[0]}"?' if meant else "see: zonegate --help"
-            ctx.fail(f'"{args[0]}" is no command; {cure}')
+            ctx.fail(f'"{args[0]:.40}" is no command; {cure}')
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import click
 
 from proxy.cli.ask import ask_json
+from proxy.cli.completing import tunnels, zones
 from proxy.cli.errors import fail, fail_at
 from proxy.policy import files
 from proxy.policy.facts import MANY, FactError, make_situation
@@ -23,7 +24,7 @@ _DAEMON_KNOWS = ("user", "group", "tunnel", "tunnels")
 @click.command("explain", short_help="what a policy says of a flow, and why")
 @click.option("--policy", "path", type=click.Path(path_type=Path), help="A policy file; else the daemon's.")
 @click.option("--to", required=True, metavar="URL|HOST[:PORT]", help="Where the flow goes.")
-@click.option("--zone", help="The zone; not needed where the policy has one only.")
+@click.option("--zone", shell_complete=zones, help="The zone; not needed where the policy has one only.")
 @click.option("--user", help="The user; of a daemon, you.")
 @click.option("--group", multiple=True, help="A group of the user; may be given several times.")
 @click.option("--device", help="The device.")
@@ -32,6 +33,7 @@ _DAEMON_KNOWS = ("user", "group", "tunnel", "tunnels")
 @click.option("--address", help="The address that the name resolves to.")
 @click.option(
     "--tunnel",
+    shell_complete=tunnels,
     metavar="STATE",
     help="attested, stale or down; a tunnel's name, as attested; or none. Of a daemon: as it is now.  "
     "[default with --policy: attested]",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from proxy.cli import amounts
 from proxy.cli.ask import ask_pages
 
 EVERY_S = 1.0
+PIPED_WIDTH = 160
 OTHER_LINES = 3  # the heading, the summary and the cursor's own
 
 type Row = dict[str, Any]
@@ -35,7 +37,7 @@ def command(watch: bool, as_json: bool) -> None:
     zonegate flows --watch
     zonegate flows --json | jq '.[] | select(.bytes_up > 1e6) | .destination'
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
     if not watch:
         rows = found()
         if as_json:
@@ -100,7 +102,7 @@ def shown(rows: Sequence[Row], rates: Mapping[str, float], width: int, most: int
     speed = {row["id"]: rates.get(row["id"], _carried(row) / max(0.001, row["age_s"])) for row in rows}
     ordered = sorted(rows, key=lambda row: (-round(speed[row["id"]]), -row["age_s"]))
     several = len({(row["zone"], row["user"]) for row in rows}) > 1
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=True)
     table.add_column("flow", no_wrap=True)
     table.add_column("who", no_wrap=True, overflow="ellipsis")
     table.add_column("destination", no_wrap=True, overflow="ellipsis", ratio=3, style="bold")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from proxy.bubble import View
+from proxy.bubble import View, missing_program
+from proxy.cli.completing import zones
 from proxy.cli.errors import fail
 from proxy.paths import admin_sockets, zone_home
 from proxy.run import RunError, run
@@ -17,7 +18,9 @@ from proxy.run import RunError, run
 @click.command(
     "run", short_help="run a program in a bubble", context_settings={"ignore_unknown_options": True}
 )
-@click.option("-z", "--zone", default="corporate", show_default=True, help="The zone to enter.")
+@click.option(
+    "-z", "--zone", default="corporate", show_default=True, shell_complete=zones, help="The zone to enter."
+)
 @click.option(
     "--share",
     type=click.Path(exists=True, resolve_path=True, path_type=Path),
@@ -66,6 +69,8 @@ def command(
         click.echo("zonegate: sharing that makes this bubble only cooperative: see --share", err=True)
     if x11 and not os.environ.get("DISPLAY"):
         fail("there is no DISPLAY here; --x11 needs one", 125)
+    if absent := missing_program(view):
+        fail(*absent)
     try:
         sys.exit(run(view, admin_sockets(os.getuid(), os.environ)))
     except RunError as error:
