@@ -202,6 +202,13 @@ class Authority:
             _append(path, lines)
         return ended
 
+    def revocation_list(self, now: datetime, *, days: int = LEAF_DAYS) -> bytes:
+        """What is revoked and has not expired, as a CRL in PEM."""
+        authority = self._key()
+        revoked = [one.certificate for one in self.records(now) if one.state is State.REVOKED]
+        days = _bounded(authority, now, days)
+        return certificates.revocation_list(authority, revoked, now=now, days=days)
+
     def lists(self) -> list[Path]:
         """The gateways' lists of revocations in this directory."""
         return sorted(path for path in self.site.glob(f"*/{REVOKED}") if path.parent != self._folder)

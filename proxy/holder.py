@@ -21,8 +21,9 @@ import ssl
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from proxy import ipc, prctl
@@ -31,7 +32,23 @@ from proxy.link import Link
 from proxy.messages.holding import TO_HOLDER, Dial, Evidence, Hold, Serve, ToHolder
 
 SLOW_RETRY_S = 5.0  # a wrong peer is said loudly and asked slowly
+NOBODYS = (
+    "0.0.0.0:1"  # the gateway itself (RFC 1122, 3.2.1.3), a port that nothing has: for nobody to be given
+)
+UNKNOWN_QUESTION = frozenset({404, 405, 501})  # who answers so lives, and knows no OPTIONS
 NOTHING_SEEN = Evidence("", 0, broken=False, wrong_peer=False, words="connecting")
+
+
+class YesToAll(Exception):
+    """The peer grants what nobody may be granted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The status of an answer, and whether the peer ends the connection after it."""
+
+    status: int
+    is_last: bool
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -121,15 +138,26 @@ async def _hold(sock: socket.socket, hold: Hold, context: ssl.SSLContext) -> Non
 
 
 async def _probe_for_ever(hold: Hold, context: ssl.SSLContext, supervisor: Link[ToHolder]) -> None:
-    """Keep one TLS connection to the gateway and ask it something each period; say what was seen."""
+    """Keep one TLS connection to the gateway and ask it something each period; say what was seen.
+
+    First it is asked for what it must refuse: who says yes to everything keeps no list of its own.
+    """
     pause_s = hold.probe_every_ms / 1000
     supervisor.send(NOTHING_SEEN)
+    forbids = False
     while True:
         try:
+            if not forbids:
+                await _must_refuse(hold, context)
+                forbids = True
             await _probe_connection(hold, context, supervisor)
+            continue
         except ssl.SSLCertVerificationError as error:
             words = f"the gateway's certificate does not verify: {error.verify_message.rstrip('.')}"
             supervisor.send(Evidence("", 0, broken=True, wrong_peer=True, words=words))
+            await asyncio.sleep(SLOW_RETRY_S)
+        except YesToAll as error:
+            supervisor.send(Evidence("", 0, broken=True, wrong_peer=True, words=str(error)))
             await asyncio.sleep(SLOW_RETRY_S)
         except TimeoutError:
             words = (
@@ -139,54 +167,92 @@ async def _probe_for_ever(hold: Hold, context: ssl.SSLContext, supervisor: Link[
         except Exception as error:  # whatever a gateway does to it, the probe goes on
             supervisor.send(Evidence("", 0, broken=True, wrong_peer=False, words=_in_words(error)))
             await asyncio.sleep(pause_s)
+        forbids = False
+
+
+async def _must_refuse(hold: Hold, context: ssl.SSLContext) -> None:
+    """Raises YesToAll where the gateway grants NOBODYS."""
+    async with _connection(hold, context) as (reader, writer):
+        answer = await _ask(hold, reader, writer, f"CONNECT {NOBODYS}", NOBODYS)
+        if 200 <= answer.status <= 299:
+            raise YesToAll(
+                f"the gateway says yes to everything, also to what is nobody's (CONNECT {NOBODYS}): "
+                "have it refuse what is not to be reached"
+            )
 
 
 async def _probe_connection(hold: Hold, context: ssl.SSLContext, supervisor: Link[ToHolder]) -> None:
-    """One connection's life: returns never, raises why it ended."""
-    tunnel, limit_s = hold.tunnel, hold.probe_limit_ms / 1000
-    sock = await connect(tunnel.host, tunnel.port, max(limit_s, 1.0))
+    """One connection's life: returns when the gateway ends it as it said, raises why else it ended."""
+    pause_s = hold.probe_every_ms / 1000
+    async with _connection(hold, context) as (reader, writer):
+        der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        seen = replace(NOTHING_SEEN, certificate=base64.b64encode(der).decode())
+        while True:
+            sent_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            answer = await _ask(hold, reader, writer, "OPTIONS *", hold.tunnel.server_name)
+            if answer.status >= 400 and answer.status not in UNKNOWN_QUESTION:
+                raise PeerBroken(
+                    f"the gateway answers the probe with {answer.status}: "
+                    "is this client's certificate allowed?"
+                )
+            supervisor.send(replace(seen, answered_ns=sent_ns, words="answering"))
+            if answer.is_last:
+                await asyncio.sleep(pause_s)
+                return
+            await _until_next(reader, pause_s)
+
+
+@asynccontextmanager
+async def _connection(
+    hold: Hold, context: ssl.SSLContext
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A TLS connection to the gateway, reset at the end."""
+    tunnel = hold.tunnel
+    sock = await connect(tunnel.host, tunnel.port, max(hold.probe_limit_ms / 1000, 1.0))
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(CONNECT_LIMIT_S):
             reader, writer = await asyncio.open_connection(
                 sock=sock, ssl=context, server_hostname=tunnel.server_name
             )
-        der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        seen = replace(NOTHING_SEEN, certificate=base64.b64encode(der).decode())
-        while True:
-            sent_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            writer.write(f"OPTIONS * HTTP/1.1\r\nHost: {tunnel.server_name}\r\n\r\n".encode())
-            async with asyncio.timeout(limit_s):
-                status = await _status(reader)
-            if status >= 400:
-                raise PeerBroken(
-                    f"the gateway answers the probe with {status}: is this client's certificate allowed?"
-                )
-            supervisor.send(replace(seen, answered_ns=sent_ns, words="answering"))
-            await _until_next(reader, hold.probe_every_ms / 1000)
+        yield reader, writer
     finally:
         if writer is not None:
             writer.transport.abort()
         sock.close()
 
 
-async def _status(reader: asyncio.StreamReader) -> int:
-    """The status of one answer without a body, or with a short one."""
+async def _ask(
+    hold: Hold, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, question: str, host: str
+) -> Answer:
+    writer.write(f"{question} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    async with asyncio.timeout(hold.probe_limit_ms / 1000):
+        return await _answer(reader)
+
+
+async def _answer(reader: asyncio.StreamReader) -> Answer:
+    """One answer without a body, or with a short one; the body of a last answer is not looked at."""
     head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
-    status = re.match(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: |$)", head[0])
+    status = re.match(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: |$)", head[0])
     if not status:
         raise PeerBroken("the gateway's answer to the probe is not HTTP")
-    length = b"0"
+    length, is_chunked, is_last = b"0", False, status[1] == b"0"
     for line in head[1:]:
         name, _, value = line.partition(b":")
-        if name.strip().lower() == b"transfer-encoding":
+        match name.strip().lower():
+            case b"transfer-encoding":
+                is_chunked = True
+            case b"content-length":
+                length = value.strip()
+            case b"connection":
+                is_last = is_last or value.strip().lower() == b"close"
+    if not is_last:
+        if is_chunked:
             raise PeerBroken("the gateway's answer to the probe has a body of unknown length")
-        if name.strip().lower() == b"content-length":
-            length = value.strip()
-    if not re.fullmatch(rb"[0-9]{1,4}", length):
-        raise PeerBroken("the gateway's answer to the probe is too long")
-    await reader.readexactly(int(length))
-    return int(status[1])
+        if not re.fullmatch(rb"[0-9]{1,4}", length):
+            raise PeerBroken("the gateway's answer to the probe is too long")
+        await reader.readexactly(int(length))
+    return Answer(int(status[2]), is_last)
 
 
 async def _until_next(reader: asyncio.StreamReader, pause_s: float) -> None:

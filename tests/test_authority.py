@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -166,6 +167,22 @@ def test_one_certificate_by_its_serial_number(authority: Authority) -> None:
     authority.renew("laptop", NOW + DAY, new_key=True)
     authority.revoke(before.serial.lower(), NOW + DAY)
     assert states(authority, NOW + DAY)["laptop"] == [State.VALID, State.REVOKED]
+
+
+def test_the_list_for_other_gateways_is_one_that_openssl_checks(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    (tmp_path / "site").mkdir()
+    made = Authority.create(tmp_path / "site", "tunnels", now)
+    for name in ("stays", "goes"):
+        made.issue(name, Kind.CLIENT, now)
+    made.revoke("goes", now)
+    (tmp_path / "crl.pem").write_bytes(made.revocation_list(now))
+    ca = tmp_path / "site/authority/ca.crt"
+    for name, said in (("stays", ": OK"), ("goes", "certificate revoked")):
+        leaf = tmp_path / f"site/{name}/{name}.crt"
+        command = ["openssl", "verify", "-x509_strict", "-crl_check", "-CRLfile", tmp_path / "crl.pem"]
+        done = subprocess.run([*command, "-CAfile", ca, leaf], capture_output=True, text=True, check=False)
+        assert said in done.stdout + done.stderr
 
 
 def test_gateways_are_ended_at_the_gates(authority: Authority) -> None:

@@ -46,8 +46,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 @contextlib.asynccontextmanager
-async def gateway(context: ssl.SSLContext | None, behave: Behave) -> AsyncIterator[int]:
-    """A gateway on loopback; gives its port."""
+async def gateway(
+    context: ssl.SSLContext | None, behave: Behave, *, refuses: bool = True
+) -> AsyncIterator[int]:
+    """A gateway on loopback; gives its port. What must be refused it refuses, and behaves so to the rest."""
 
     serving: set[asyncio.Task[Any]] = set()
 
@@ -57,7 +59,13 @@ async def gateway(context: ssl.SSLContext | None, behave: Behave) -> AsyncIterat
         serving.add(task)
         task.add_done_callback(serving.discard)
         with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
-            await behave(reader, writer)
+            first = await reader.read(65536)
+            if refuses and first.startswith(b"CONNECT 0.0.0.0:1 "):
+                await say(writer, b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n")
+            else:
+                if first:
+                    reader.feed_data(first)  # nothing came since: who asks waits for an answer
+                await behave(reader, writer)
         writer.transport.abort()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
@@ -291,6 +299,50 @@ def test_answers_to_the_probe(site: Site, case: Answer) -> None:
             if seen.broken:
                 assert (seen.certificate, seen.answered_ns) == ("", 0)
                 assert await held.news()  # and it asks again
+
+    run(main())
+
+
+def test_who_says_yes_to_everything_is_a_wrong_peer_and_never_asked_again_for_life(site: Site) -> None:
+    """Whatever it is asked, it says 200: its word that something is refused would be worth nothing."""
+    heard = []
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            heard.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+
+    async def main() -> None:
+        async with (
+            gateway(site.for_server(), behave, refuses=False) as port,
+            holder(site, replace(SETUP, port=port)) as held,
+        ):
+            seen = await held.news()
+            assert "says yes to everything" in seen.words
+            assert (seen.certificate, seen.answered_ns, seen.broken, seen.wrong_peer) == ("", 0, True, True)
+        assert heard == [b"CONNECT 0.0.0.0:1 HTTP/1.1\r\nHost: 0.0.0.0:1\r\n\r\n"]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 501 No\r\nConnection: close\r\n\r\n", b"HTTP/1.0 200 OK\r\n\r\n"]
+)
+def test_a_gateway_that_ends_the_connection_after_each_answer_lives(site: Site, said: bytes) -> None:
+    """And it may not know the question: it is asked again on another connection, and nothing is broken."""
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await say(writer, said + b"what else there is to say")
+
+    async def main() -> None:
+        async with (
+            gateway(site.for_server(), behave) as port,
+            holder(site, replace(SETUP, port=port)) as held,
+        ):
+            seen = [await held.news() for _ in range(4)]
+            assert all(one.answered_ns and not one.broken for one in seen), seen
+            assert len({one.answered_ns for one in seen}) == 4
 
     run(main())
 

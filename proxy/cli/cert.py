@@ -43,6 +43,7 @@ def command() -> None:
     zonegate cert list                         what there is, and until when
     zonegate cert renew laptop-7               taken into use without a restart
     zonegate cert revoke laptop-7              out within half a second
+    zonegate cert crl > revoked.pem            the same for gateways that are not zonegate's
     """
 
 
@@ -107,6 +108,17 @@ def revoke(what: str, site: Path) -> None:
             click.echo(f"in {path}; copy it to the gateway if that is elsewhere")
 
     _attempt(do)
+
+
+@command.command("crl")
+@_DAYS
+@_SITE
+def crl(days: int, site: Path) -> None:
+    """Print what is revoked as a CRL (PEM), for a gateway that is not zonegate's.
+
+    Such a gateway refuses everybody once the list is older than --days.
+    """
+    _attempt(lambda now: click.echo(Authority(site).revocation_list(now, days=days), nl=False))
 
 
 @command.command("list")

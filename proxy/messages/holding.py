@@ -74,7 +74,8 @@ class Evidence:
 
     `certificate` is the peer's, DER in base64, empty before a handshake; `answered_ns` the moment at which
     the last answered probe was *sent*, 0 when none was on this connection; `broken` the peer refused,
-    reset or could not be reached; `wrong_peer` its certificate did not verify.
+    reset or could not be reached; `wrong_peer` its certificate did not verify, or it grants
+    whatever it is asked for.
     """
 
     certificate: str
