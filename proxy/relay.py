@@ -16,6 +16,8 @@ from typing import assert_never
 from proxy.channel.plain import Channel, NotAdmitted, Truncated
 from proxy.flow import Because, Budget, Transfer
 
+DRAIN_LIMIT_S = 5.0
+
 
 class End(StrEnum):
     """Why a flow ended. Only FINISHED left both sides otherwise than by reset."""
@@ -154,6 +156,8 @@ async def _carry(
                 flow.stop(Ending(End.BUDGET, budget.because))
                 return
     except ConnectionError as error:
+        if isinstance(error, Truncated) and at is source:
+            await sink.drain(DRAIN_LIMIT_S)  # what came is authentic; a reset would take back the last of it
         flow.stop(flow.blame(at, error))
     except Exception as error:
         flow.stop(Ending(End.FAULT, fault=error))

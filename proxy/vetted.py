@@ -67,6 +67,10 @@ class Vetted:
         """See Channel."""
         self._channel.guard(admitted)
 
+    async def drain(self, time_limit_s: float) -> None:
+        """See Channel."""
+        await self._channel.drain(time_limit_s)
+
     def abort(self) -> None:
         """See Channel."""
         self._channel.abort()

@@ -180,8 +180,10 @@ def test_the_list_for_other_gateways_is_one_that_openssl_checks(tmp_path: Path) 
     ca = tmp_path / "site/authority/ca.crt"
     for name, said in (("stays", ": OK"), ("goes", "certificate revoked")):
         leaf = tmp_path / f"site/{name}/{name}.crt"
-        command = ["openssl", "verify", "-x509_strict", "-crl_check", "-CRLfile", tmp_path / "crl.pem"]
-        done = subprocess.run([*command, "-CAfile", ca, leaf], capture_output=True, text=True, check=False)
+        command = ["openssl", "verify", "-x509_strict", "-crl_check", "-CRLfile", str(tmp_path / "crl.pem")]
+        done = subprocess.run(
+            [*command, "-CAfile", str(ca), str(leaf)], capture_output=True, text=True, check=False
+        )
         assert said in done.stdout + done.stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import socket
@@ -309,6 +310,46 @@ def test_a_truncated_tunnel_is_no_end_of_file_to_the_program(run: Run, site: Sit
         far.shutdown(socket.SHUT_WR)
         assert (await task).end is End.UPSTREAM_TRUNCATED
         await assert_reset(PlainChannel(program), server)
+
+    run(main())
+
+
+async def _stays_unsent(channel: PlainChannel) -> bool:
+    """Whether the peer has no room; what it has, and has only not acknowledged yet, it soon does."""
+    for _ in range(30):
+        if not channel.unsent():
+            return False
+        await asyncio.sleep(0.01)
+    return True
+
+
+def test_what_came_before_a_truncation_arrives_and_then_the_reset(run: Run, site: Site) -> None:
+    """A gateway that ends its TLS without close_notify, as apache2 does: not a byte that it sent is lost."""
+
+    async def main() -> None:
+        program, ours = pair()
+        near, far = pair()
+        serving = asyncio.create_task(tls_server(far, site.for_server(), 30))
+        upstream = await tls_client(near, site.for_client(), "gate.example", {site.server.pin}, 30)
+        server = await serving
+        client, counts = PlainChannel(ours), Counts()
+        task = asyncio.create_task(relay(client, upstream, admitted=lambda: True, budgets=(), counts=counts))
+        sent = 0
+        while not await _stays_unsent(client):  # until some of it waits on our side
+            await server.write(b"x" * 16_384)
+            sent += 16_384
+            while counts.downloaded < sent:
+                await asyncio.sleep(0)
+        far.shutdown(socket.SHUT_WR)
+        await asyncio.sleep(0.1)  # without the wait for the program it is all over by then
+        reader, got = PlainChannel(program), 0
+        with contextlib.suppress(Reset):
+            while data := await reader.read():
+                got += len(data)
+            raise AssertionError("a truncation is no end of file")
+        assert got == sent
+        assert (await task).end is End.UPSTREAM_TRUNCATED
+        server.abort()
 
     run(main())
 

@@ -8,14 +8,17 @@ never learns whose bytes they are.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
 import struct
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
 CHUNK_BYTES = 256 * 1024
 _SMALL_CHUNK_BYTES = 4096
+_DRAIN_LOOK_S = 0.01
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER: on, 0 s
 _FINISH_ON_CLOSE = struct.pack("ii", 0, 0)
 
@@ -86,6 +89,9 @@ class Channel(Protocol):
 
     def guard(self, admitted: Callable[[], bool]) -> None:
         """Ask `admitted` before each send from now on, also of bytes that waited; False resets."""
+
+    async def drain(self, time_limit_s: float) -> None:
+        """Wait until the peer has taken what was written, it is over, or time is. Never raises."""
 
     def abort(self) -> None:
         """Reset the connection at once. Tasks that wait on it get `Aborted`. Never raises."""
@@ -197,6 +203,19 @@ class PlainChannel:
     def guard(self, admitted: Callable[[], bool]) -> None:
         """See Channel."""
         self._admitted = admitted
+
+    async def drain(self, time_limit_s: float) -> None:
+        """See Channel."""
+        deadline = self._loop.time() + time_limit_s
+        while self._over is None and self.unsent() and self._loop.time() < deadline:
+            await asyncio.sleep(_DRAIN_LOOK_S)  # the kernel gives no sign of it
+
+    def unsent(self) -> int:
+        """Bytes that the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
+        try:
+            return int(struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)))[0])
+        except OSError:
+            return 0
 
     def abort(self) -> None:
         """See Channel."""

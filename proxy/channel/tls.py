@@ -89,6 +89,10 @@ class TlsChannel:
         """See Channel."""
         self._raw.guard(admitted)
 
+    async def drain(self, time_limit_s: float) -> None:
+        """See Channel."""
+        await self._raw.drain(time_limit_s)
+
     def abort(self) -> None:
         """See Channel."""
         self._raw.abort()

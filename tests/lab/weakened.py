@@ -127,6 +127,9 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
         "e.Egress.grant = lambda self: e.Grant(0, '', 0.0)\n"
         "import proxy.worker as w; w.Worker._cut_tunnel = lambda *a: None",
     },
+    "yes-to-all": {
+        "holder": "import asyncio, proxy.holder as h\nh._must_refuse = lambda *a: asyncio.sleep(0)",
+    },
     "audit": {
         "worker": "import proxy.audit as a, proxy.worker as w\n"
         "_verdict = a.Segment.verdict\n"

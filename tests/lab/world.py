@@ -61,7 +61,21 @@ class World:
 
     def __init__(self) -> None:
         kernel.need(
-            "ip", "nft", "nsenter", "unshare", "bwrap", "curl", "git", "dig", "tmux", "setpriv", "mount"
+            "ip",
+            "nft",
+            "nsenter",
+            "unshare",
+            "bwrap",
+            "curl",
+            "git",
+            "dig",
+            "tmux",
+            "setpriv",
+            "mount",
+            "haproxy",
+            "tinyproxy",
+            "apache2",
+            "squid",
         )
         assert os.geteuid() == 0, "the lab makes network namespaces: run it as root"
         kernel.adopt_orphans()
