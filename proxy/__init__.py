@@ -19,7 +19,8 @@ pyproject.toml, and this is what it is about):
     authority, new_site                    who issues the tunnels' certificates; a site's first day
     reload                                 a policy in place of another while flows go on
     tunnels/, renewal, expiry              a holder's evidence, judged; their certificates, kept new
-    passage, captured                      the way of one flow; the ingress of one bubble
+    passage, captured, explicit/           the way of one flow; a bubble's ingress; HTTP proxy and SOCKS5
+    listeners, passwords, private          explicit listeners as bound; files of logins; keys as files
     trust                                  what makes a bubble's programs trust the inspection CA
     bubble, inner, run                     a program's sandbox, and the processes beside it
     dialling, holder, door                 the small processes

@@ -7,9 +7,10 @@ Reads values and refuses what is wrong with all problems at once; opens no file 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv6Address
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from proxy.addresses import parse_host
@@ -23,12 +24,15 @@ _PIN = re.compile(r"sha256:[A-Za-z0-9+/]{43}=")
 _PERSON = re.compile(r"[@]?[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\$?|#[0-9]{1,10}|\*")
 _GATEWAY = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]+)):([0-9]{1,5})")
 MAX_FLOWS, MAX_NAMES = 16_384, 4_096
+_LOOPBACK = IPv4Address("127.0.0.1")
+ANONYMOUS = "anonymous"  # the login of whoever is not asked for one
 MAX_TUNNELS = 15  # their descriptors travel in one message
 
 type AnyTunnel = Tunnel | WireguardTunnel
 type _ReadNamed[T] = Callable[[str, Node], T | None]
 
-_TOP = ("zonegate", "policy", "run", "state", "zones", "tunnels", "people", "limits", "inspection")
+_TOP = ("zonegate", "policy", "run", "state", "zones", "tunnels", "people", "listen", "limits", "inspection")
+_LISTENER = ("kind", "address", "zone", "auth", "certificate", "key")
 _TUNNEL = ("kind", "gateway", "server_name", "ca", "pins", "certificate", "key", "judges_addresses")
 
 
@@ -70,6 +74,48 @@ class Person:
     groups: tuple[str, ...]
 
 
+class ListenerKind(StrEnum):
+    """What an explicit listener speaks."""
+
+    HTTP = "http"
+    SOCKS5 = "socks5"
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """An address on which programs that are told of it are served, and how they log in: by a file of
+    `passwords`, by certificates of the CA in `clients` (under TLS, with `certificate` and `key` of our own),
+    or, where both are None, not at all."""
+
+    name: str
+    kind: ListenerKind
+    address: IPAddress
+    port: int
+    zone: str
+    passwords: Path | None
+    clients: Path | None
+    certificate: Path | None
+    key: Path | None
+
+    @property
+    def auth(self) -> str:
+        """How its clients log in: `passwords`, `certificates` or `none`."""
+        return "passwords" if self.passwords else "certificates" if self.clients else "none"
+
+    @property
+    def shown(self) -> str:
+        """`address:port`."""
+        return f"[{self.address}]:{self.port}" if self.address.version == 6 else f"{self.address}:{self.port}"
+
+
+def groups_in(people: Iterable[Person], zone: str, names: Container[str]) -> tuple[str, ...] | None:
+    """The groups of whoever has these names, from every row that fits; None where no row lets them in."""
+    rows = [person for person in people if person.who in names]
+    if not any(zone in person.zones for person in rows):
+        return None
+    return tuple(sorted({group for person in rows for group in person.groups}))
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """A site file that was read. `run` and `state` are None where the file leaves them to the default."""
@@ -81,6 +127,7 @@ class Site:
     zones: Mapping[str, Zone]
     tunnels: Mapping[str, AnyTunnel]
     people: tuple[Person, ...]
+    listeners: Mapping[str, Listener]
     max_flows: int
     max_names: int
     inspection: Path | None = None  # the directory of the inspection CA
@@ -90,10 +137,7 @@ class Site:
         names = {f"#{uid}", "*", *(f"@{group}" for group in groups)}
         if login[:1] not in ("#", "@", "*"):  # a directory service may know the strangest names
             names.add(login)
-        rows = [person for person in self.people if person.who in names]
-        if not any(zone in person.zones for person in rows):
-            return None
-        return tuple(sorted({group for person in rows for group in person.groups}))
+        return groups_in(self.people, zone, names)
 
 
 def read_site(text: bytes, file: Path) -> Site:
@@ -125,6 +169,10 @@ class _Reader:
             for key, node in (reading.entries(top["people"], "people") if "people" in top else ())
             if self._is_person(key)
         ]
+        listeners = self._named(
+            top.get("listen"), "listener", lambda name, node: self._listener(name, node, known_zones)
+        )
+        self._apart(listeners, top.get("listen"))
         limits = reading.mapping(top["limits"], "limits", ("flows", "names")) if "limits" in top else {}
         policy = self._path(top.get("policy"), "policy")
         inspection = self._path(top.get("inspection"), "inspection")
@@ -141,6 +189,7 @@ class _Reader:
             zones,
             tunnels,
             tuple(person for person in people if person),
+            listeners,
             self._limit(limits.get("flows"), "flows", MAX_FLOWS),
             self._limit(limits.get("names"), "names", MAX_NAMES),
             inspection,
@@ -209,6 +258,50 @@ class _Reader:
         inspects = reading.boolean(keys["inspect"], f"inspect of {what}") if "inspect" in keys else False
         return Zone(name, listed, audit == "counts", inspects or False)
 
+    def _listener(self, name: str, node: Node, zones: Collection[str]) -> Listener | None:
+        reading, what = self._reading, f'listener "{name}"'
+        keys = reading.mapping(node, what, _LISTENER, ("kind", "zone", "auth"))
+        kind = reading.choice(keys["kind"], f"kind of {what}", list(ListenerKind)) if "kind" in keys else None
+        zone = reading.choice(keys["zone"], f"zone of {what}", zones) if "zone" in keys else None
+        address: tuple[IPAddress, int] | None = (_LOOPBACK, 3128 if kind == ListenerKind.HTTP else 1080)
+        if "address" in keys:
+            address = reading.parsed(keys["address"], f"address of {what}", _address)
+        auth = self._auth(keys["auth"], what) if "auth" in keys else None
+        certificate, key = (self._path(keys.get(key), f"{key} of {what}") for key in ("certificate", "key"))
+        if kind is None or zone is None or address is None or auth is None:
+            return None
+        passwords, clients = auth
+        if not (passwords or clients or address[0].is_loopback):
+            reading.problem(node, f"{what} asks nobody who it is; give it auth, or an address of loopback")
+        if clients and kind != ListenerKind.HTTP:
+            reading.problem(node, f"{what} has certificates, which SOCKS cannot ask for; write kind: http")
+        if bool(clients) != bool(certificate) or bool(clients) != bool(key):
+            cure = "give certificate and key with auth: {certificates: FILE}, and not otherwise"
+            reading.problem(node, f"{what} speaks TLS where clients show certificates; {cure}")
+        return Listener(name, ListenerKind(kind), *address, zone, passwords, clients, certificate, key)
+
+    def _auth(self, node: Node, what: str) -> tuple[Path | None, Path | None] | None:
+        """The file of passwords and that of the clients' CA: one of them, or none for `none`."""
+        reading = self._reading
+        if isinstance(node, Scalar):
+            return (None, None) if reading.choice(node, f"auth of {what}", ("none",)) else None
+        keys = reading.mapping(node, f"auth of {what}", ("passwords", "certificates"))
+        if len(keys) > 1:
+            reading.problem(node, f"auth of {what} has two ways; a listener has one, so make two of them")
+        passwords = self._path(keys.get("passwords"), f"passwords of {what}")
+        clients = self._path(keys.get("certificates"), f"certificates of {what}")
+        return (passwords, clients) if bool(passwords) != bool(clients) else None
+
+    def _apart(self, listeners: Mapping[str, Listener], node: Node | None) -> None:
+        """No two listeners have one address."""
+        taken: dict[tuple[IPAddress, int], str] = {}
+        for one in listeners.values():
+            other = taken.setdefault((one.address, one.port), one.name)
+            if other != one.name and node is not None:
+                self._reading.problem(
+                    node, f'listeners "{other}" and "{one.name}" have one address; give one another port'
+                )
+
     def _is_person(self, key: Scalar) -> bool:
         if _PERSON.fullmatch(key.text):
             return True
@@ -244,6 +337,14 @@ def _kind(node: Node) -> str:
     values = (value for key, value in (node.entries if isinstance(node, Map) else ()) if key.text == "kind")
     kind = next(values, None)
     return kind.text if isinstance(kind, Scalar) else ""
+
+
+def _address(text: str) -> tuple[IPAddress, int]:
+    """An address and a port to listen on."""
+    host, port = _gateway(text)
+    if isinstance(host, str):
+        raise ValueError(f'"{text}" has a name; write an address of this machine, such as 127.0.0.1:3128')
+    return host, port
 
 
 def _gateway(text: str) -> tuple[str | IPAddress, int]:

@@ -19,6 +19,7 @@ from proxy.answers import Answers
 from proxy.audit import AuditUnwritable
 from proxy.flow import TunnelState
 from proxy.link import Link
+from proxy.listeners import Ear
 from proxy.messages.door import Opened
 from proxy.messages.worker import (
     FROM_WORKER,
@@ -72,13 +73,14 @@ class Bubble:
 
 @dataclass(slots=True, eq=False)
 class Post:
-    """What stays when a worker is replaced: its zone and user, and its bubbles."""
+    """What stays when a worker is replaced: its zone and user, and its bubbles or explicit listeners."""
 
     zone: str
     user: str
     uid: int
     groups: tuple[str, ...]
     bubbles: dict[str, Bubble] = field(default_factory=dict)
+    ears: tuple[Ear, ...] = ()
     # A door is a process of the daemon's user: no other user may have it start more than a few.
     doors: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DOORS_AT_ONCE))
 
@@ -213,6 +215,14 @@ class Worker:
         if self._link is not None:
             self._link.send(NewCertificate(tunnel), fds)
         ipc.close_all(fds)
+
+    def listen_explicitly(self) -> None:
+        """Give it the explicit listeners of its post."""
+        for ear in self.post.ears:
+            message, fds = ear.message()
+            if self._link is not None:
+                self._link.send(message, fds)
+            ipc.close_all(fds[1:])
 
     async def serve(self, bubble: Bubble) -> None:
         """Open the ears of a bubble and give them to the worker, once; CrewError if that fails."""

@@ -20,11 +20,12 @@ NEVER_LEASED = "no proof of its peer has come yet"
 
 
 class DialFailed(Exception):
-    """The tunnel could not carry this flow; one line. `by_gateway`: the peer said so itself."""
+    """The tunnel could not carry this flow; one line. `status` is the HTTP status with which the peer
+    said so itself, 0 where it did not."""
 
-    def __init__(self, words: str, *, by_gateway: bool = False) -> None:
+    def __init__(self, words: str, *, status: int = 0) -> None:
         super().__init__(words)
-        self.by_gateway = by_gateway
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,16 +28,22 @@ _SERVER_NAME, _ALPN, _ECH = 0, 16, 0xFE0D
 class Seen:
     """What was proved. `claimed` is the SNI or Host as it was written, None where there is none.
 
-    `hidden` says that the ClientHello carries another one, encrypted (ECH), whose name nobody here knows.
+    `hidden` says that the ClientHello carries another one, encrypted (ECH), whose name nobody here knows;
+    `ambiguous`, that what is malformed names more than one destination.
     """
 
     protocol: Protocol
     claimed: str | None = None
     hidden: bool = False
     malformed: str = ""
+    ambiguous: bool = False
 
 
 class _Malformed(Exception):
+    pass
+
+
+class _Ambiguous(_Malformed):
     pass
 
 
@@ -60,7 +66,7 @@ def _recognise(data: bytes) -> Seen | None:
         if _METHOD.match(data):
             return _http(data)
     except _Malformed as error:
-        return Seen(Protocol.TCP, malformed=str(error))
+        return Seen(Protocol.TCP, malformed=str(error), ambiguous=isinstance(error, _Ambiguous))
     return Seen(Protocol.TCP)
 
 
@@ -85,13 +91,13 @@ def _http(data: bytes) -> Seen | None:
     fields = _fields(head[2:])
     hosts = [_text(value) for name, value in fields if name == b"host"]
     if len(hosts) > 1:
-        raise _Malformed("its request has more than one Host")
+        raise _Ambiguous("its request has more than one Host")
     lengths = [name for name, _ in fields if name in (b"content-length", b"transfer-encoding")]
     if len(lengths) > 1:
         raise _Malformed("its request gives the length of its body twice")
     target = _target(request[1], request[2])
     if target is not None and hosts and target.lower() != hosts[0].lower():
-        raise _Malformed("its request names one host in the URI and another in Host")
+        raise _Ambiguous("its request names one host in the URI and another in Host")
     return Seen(Protocol.HTTP, target if target is not None else hosts[0] if hosts else None)
 
 
@@ -225,7 +231,7 @@ def _server_name(extension: bytes) -> str:
         raise _Malformed("its server name is of an unknown kind")
     name = entries.vector(2)
     if entries.left:
-        raise _Malformed("its ClientHello names more than one server")
+        raise _Ambiguous("its ClientHello names more than one server")
     try:
         return name.decode("ascii")
     except UnicodeDecodeError as error:

@@ -176,11 +176,12 @@ class Because:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A flow that goes nowhere, why, and what the user can do about it (one line each)."""
+    """A flow that goes nowhere, why, what the user can do about it, and whom to ask (one line each)."""
 
     because: Because
     cure: str = ""
     tunnel: str = ""
+    ask: str = ""
 
     def __str__(self) -> str:
         return f"blocked by {self.because}" + (f"; {self.cure}" if self.cure else "")

@@ -109,7 +109,9 @@ class Gate:
             return self._residual(flow, judgement, policy, egress)
         if decision.verdict is Verdict.BLOCK:
             proved = decision.tunnel is None or decision.tunnel.state is TunnelState.ATTESTED
-            return Refusal(judgement.because) if proved else self._not_up(judgement.because, tunnel)
+            if not proved:
+                return self._not_up(judgement.because, tunnel)
+            return Refusal(judgement.because, ask=policy.model.owner(judgement.because))
         if decision.verdict is Verdict.DIRECT:
             return gate_refusal(
                 "no-direct", "the rule sends it directly, and this zone has no direct way out"

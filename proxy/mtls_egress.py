@@ -132,7 +132,7 @@ class MtlsEgress(Egress):
             channel = await self._handshaken()
             await connect_through(channel, host, port, CONNECT_LIMIT_S)
         except ConnectRefused as error:
-            raise DialFailed(str(error), by_gateway=True) from error
+            raise DialFailed(str(error), status=error.status) from error
         except ConnectionError as error:
             raise DialFailed(str(error)) from error
         return channel

@@ -1,4 +1,4 @@
-"""The way of one flow: judged, recorded, dialled, carried, recorded again.
+"""The way of one flow, however it came in: judged, recorded, dialled, carried, recorded again.
 
 Wires one flow through gate, audit, egress and relay, in that order and no other: nothing is dialled
 before the verdict is on record, and nothing is carried that is not in the flow table. Makes no socket.
@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Protocol as Interface
 
 from proxy import first_bytes, refusals, resolving
 from proxy.audit import AuditUnwritable, EndRecord, Segment, Tally, VerdictRecord
@@ -21,22 +22,61 @@ from proxy.first_bytes import Seen
 from proxy.flow import UNKNOWN, Because, Flow, Missing, Origin, Protocol, Refusal, Verdict
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import TUNNEL_CURE, Admission, Gate, Inspect, NeedsAddress, Wait, disagreement, gate_refusal
+from proxy.refusals import Notice
 from proxy.relay import End, relay
 from proxy.vetted import SERVER_FIRST, vetted_client, vetted_upstream
 
 FIRST_BYTES_LIMIT_S, UNKNOWN_PORT_LIMIT_S = 10.0, 0.5
 LINGER_S, LINGER_BYTES = 2.0, 1 << 20
+# What a gateway that refuses says of its reason; every other status is its own "no".
+BY_GATEWAY = {502: "unreachable", 504: "silent-destination"}
 # Provisional protocols, by port. Where the server speaks first a flow is dialled on the port's word, and
 # both sides are held to it; for the rest nothing goes upstream before the client has proved it.
 BY_PORT = {22: Protocol.SSH, 80: Protocol.HTTP, 443: Protocol.HTTPS, 853: Protocol.TLS}
 
 
+class Manner(Interface):
+    """How a client speaks to the gate itself, before and while it speaks to its destination."""
+
+    @property
+    def trouble(self) -> str:
+        """What ended the flow, where that is known better here than where bytes are carried."""
+
+    async def proceed(self) -> None:
+        """Let the client speak to its destination, if it was not let yet. Raises ConnectionError."""
+
+    def shown(self, notice: Notice) -> bytes | None:
+        """What the client reads of a refusal; None where it hears its destination already."""
+
+    def upstream(self, channel: Channel) -> Channel:
+        """The destination's side, as this client is to read it."""
+
+
+class Captured:
+    """The client knows of no gate: its first word is for its destination, and so is the answer to it."""
+
+    trouble = ""
+
+    async def proceed(self) -> None:
+        """It never asked."""
+
+    def shown(self, notice: Notice) -> bytes | None:
+        """It hears its destination, or what speaks in its place."""
+        return None
+
+    def upstream(self, channel: Channel) -> Channel:
+        """As it is."""
+        return channel
+
+
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Whose flow it is, and under which promise it is enforced."""
+    """Whose flow it is (a bubble; a listener and the client's address), how it came in, and under which
+    promise it is enforced."""
 
     bubble: str
     enforcement: str
+    manner: Manner = field(default_factory=Captured)
 
 
 @dataclass(slots=True)
@@ -73,11 +113,11 @@ class Passage:
         self._now, self._number = now, number
         self.tallies = Tallies()
 
-    async def pass_through(self, client: PlainChannel, flow: Flow, visitor: Visitor) -> None:
+    async def pass_through(self, client: Channel, flow: Flow, visitor: Visitor) -> None:
         """Take one accepted connection to its end. Raises nothing but CancelledError; closes `client`."""
         number = self._number()
         try:
-            answer, flow, first = await self._judge(client, flow)
+            answer, flow, first = await self._judge(client, flow, visitor.manner)
             if isinstance(answer, Refusal):
                 self._record_refusal(answer, flow, visitor, number)
                 refusal: Refusal | None = answer
@@ -86,35 +126,34 @@ class Passage:
             else:
                 refusal = await self._carry(client, flow, first, answer, visitor, number)
             if refusal is not None:
-                first = first or await self._first_word(client, flow)
-                await self._show(client, refusal, first, flow, number)
+                await self._show(client, refusal, first, flow, visitor.manner, number)
         except ConnectionError:
             pass  # the client has gone; there is nobody to tell
         finally:
             client.abort()
 
-    async def refuse(self, client: PlainChannel, flow: Flow, refusal: Refusal, visitor: Visitor) -> None:
+    async def refuse(self, client: Channel, flow: Flow, refusal: Refusal, visitor: Visitor) -> None:
         """Record and show a refusal that was known before the gate was asked; closes `client`."""
         number = self._number()
         self._record_refusal(refusal, flow, visitor, number)
         try:
-            await self._show(client, refusal, await self._first_word(client, flow), flow, number)
+            await self._show(client, refusal, b"", flow, visitor.manner, number)
         finally:
             client.abort()
 
     # -- judging -----------------------------------------------------------------------------------
 
     async def _judge(
-        self, client: PlainChannel, flow: Flow
+        self, client: Channel, flow: Flow, manner: Manner
     ) -> tuple[Admission | Refusal | Inspect, Flow, bytes]:
         """The answer, the flow with what is known now, and the client's bytes read so far."""
-        answer, flow, first = await self._judge_unresolved(client, flow)
+        answer, flow, first = await self._judge_unresolved(client, flow, manner)
         if isinstance(answer, NeedsAddress):
             answer, flow = await resolving.resolve(self._gate, flow, answer)
         return answer, flow, first
 
     async def _judge_unresolved(
-        self, client: PlainChannel, flow: Flow
+        self, client: Channel, flow: Flow, manner: Manner
     ) -> tuple[Admission | Refusal | Inspect | NeedsAddress, Flow, bytes]:
         answer = self._gate.ask(flow)
         if not isinstance(answer, Wait):
@@ -124,6 +163,7 @@ class Passage:
         if provisional in SERVER_FIRST:
             flow = replace(flow, protocol=provisional)
         else:
+            await manner.proceed()
             seen, first = await self._first_bytes(client, FIRST_BYTES_LIMIT_S)
             flow = replace(flow, protocol=seen.protocol)
             if not first:
@@ -135,7 +175,7 @@ class Passage:
             return gate_refusal("undecided", "its protocol is known and its rules still wait"), flow, first
         return answer, flow, first
 
-    async def _first_bytes(self, client: PlainChannel, limit_s: float) -> tuple[Seen, bytes]:
+    async def _first_bytes(self, client: Channel, limit_s: float) -> tuple[Seen, bytes]:
         """What the client says first, and what it proves; no bytes when it is silent too long."""
         first = b""
         try:
@@ -153,7 +193,7 @@ class Passage:
 
     async def _carry(
         self,
-        client: PlainChannel,
+        client: Channel,
         flow: Flow,
         first: bytes,
         admission: Admission,
@@ -174,8 +214,8 @@ class Passage:
             upstream, flow = await resolving.dial(admission, flow)
         except (DialFailed, ValueError) as error:
             self._end(record, 0, 0, started, f"could not be dialled: {error}")
-            if isinstance(error, DialFailed) and error.by_gateway:
-                return gate_refusal("gateway", str(error))
+            if isinstance(error, DialFailed) and error.status:
+                return gate_refusal(BY_GATEWAY.get(error.status, "gateway"), str(error))
             return Refusal(Because(Origin.GATE, "tunnel", str(error)), TUNNEL_CURE, egress.name)
         except asyncio.CancelledError:
             self._end(record, 0, 0, started, "cut by the gate while dialling")
@@ -197,7 +237,7 @@ class Passage:
             because=str(admission.judgement.because),
         )
         try:
-            why = await self._relay(client, upstream, first, admission, entry)
+            why = await self._relay(client, upstream, first, admission, entry, visitor.manner)
         except asyncio.CancelledError:
             entry.cut_because = entry.cut_because or "the worker ends"
             raise
@@ -209,7 +249,13 @@ class Passage:
         return None
 
     async def _relay(
-        self, client: PlainChannel, upstream: Channel, first: bytes, admission: Admission, entry: OpenFlow
+        self,
+        client: Channel,
+        upstream: Channel,
+        first: bytes,
+        admission: Admission,
+        entry: OpenFlow,
+        manner: Manner,
     ) -> str:
         """Open the flow and carry it; says why it ended. What changed while it was dialled is asked again."""
         egress, grant = admission.egress, admission.grant
@@ -218,16 +264,19 @@ class Passage:
         self._table.add(entry)
         self.tallies.admitted += 1
         try:
+            await manner.proceed()
             if first:
                 client.unread(first)
             ending = await relay(
                 client if first else vetted_client(client, entry),
-                vetted_upstream(upstream, entry),
+                vetted_upstream(manner.upstream(upstream), entry),
                 admitted=lambda: egress.admits(grant),
                 budgets=admission.judgement.budgets,
                 counts=entry.counts,
             )
-            return str(ending)
+            return manner.trouble or str(ending)
+        except ConnectionError:
+            return str(End.CLIENT_RESET)  # it went away before it was let through
         finally:
             self._table.remove(entry)
 
@@ -240,21 +289,20 @@ class Passage:
     # -- an inspected flow -------------------------------------------------------------------------
 
     async def _inspect(
-        self, client: PlainChannel, flow: Flow, first: bytes, visitor: Visitor, number: str
+        self, client: Channel, flow: Flow, first: bytes, visitor: Visitor, number: str
     ) -> Refusal | None:
         """Have an inspector carry the flow. A Refusal when there is none."""
-        refusal = (
-            NO_INSPECTOR
-            if self._hand_over is None
-            else await self._hand_over(client, flow, first, visitor, number)
-        )
+        refusal: Refusal | None = NO_INSPECTOR
+        if self._hand_over is not None and isinstance(client, PlainChannel):
+            await visitor.manner.proceed()
+            refusal = await self._hand_over(client, flow, first, visitor, number)
         if refusal is not None:
             self._record_refusal(refusal, flow, visitor, number)
         return refusal
 
     # -- a refused flow ----------------------------------------------------------------------------
 
-    async def _first_word(self, client: PlainChannel, flow: Flow) -> bytes:
+    async def _first_word(self, client: Channel, flow: Flow) -> bytes:
         """What a client that is refused says first, where its protocol lets the refusal be read."""
         provisional = BY_PORT.get(flow.port)
         if provisional in SERVER_FIRST:
@@ -266,20 +314,15 @@ class Passage:
         return b""
 
     async def _show(
-        self, client: PlainChannel, refusal: Refusal, first: bytes, flow: Flow, number: str
+        self, client: Channel, refusal: Refusal, first: bytes, flow: Flow, manner: Manner, number: str
     ) -> None:
         """Let the client read why, if it can; a reset otherwise."""
-        shown = refusals.answer(refusal, first, flow.destination, number)
-        if not shown:
-            return
-        with contextlib.suppress(TimeoutError, ConnectionError):
-            async with asyncio.timeout(LINGER_S):
-                await client.write(shown)
-                await client.write_eof()
-                left = LINGER_BYTES  # an unread request would reset the answer (RFC 9112, section 9.6)
-                while left > 0 and (data := await client.read()):
-                    left -= len(data)
-                await client.close()
+        notice = Notice(refusal, flow.destination, number, self._now())
+        shown = manner.shown(notice)
+        if shown is None:
+            shown = refusals.answer(notice, first or await self._first_word(client, flow))
+        if shown:
+            await tell(client, shown)
 
     # -- records -----------------------------------------------------------------------------------
 
@@ -304,6 +347,18 @@ class Passage:
         end = EndRecord(at=at, of=record, bytes_up=up, bytes_down=down, duration_s=duration_s, why=why)
         with contextlib.suppress(AuditUnwritable):  # the next verdict is denied until one can be written
             self.records.end(end)
+
+
+async def tell(client: Channel, words: bytes) -> None:
+    """Let a client read this last thing, and close. Nothing that it still says is looked at. Never raises."""
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        async with asyncio.timeout(LINGER_S):
+            await client.write(words)
+            await client.write_eof()
+            left = LINGER_BYTES  # an unread request would reset the answer (RFC 9112, section 9.6)
+            while left > 0 and (data := await client.read()):
+                left -= len(data)
+            await client.close()
 
 
 def verdict_record(

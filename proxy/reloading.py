@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from proxy import notify
+from proxy import listeners, notify
 from proxy.answers import NoAnswer
 from proxy.crew import Post, Worker
 from proxy.differences import Change, changed_tunnels, differences, not_reloadable
@@ -112,16 +112,20 @@ class Reloads:
         zone = new.site.zones.get(post.zone)
         if zone is None:
             return Fate(post, "dismissed", f'zone "{post.zone}" is not in {new.site.file} any more')
-        user = await asyncio.to_thread(identity, post.uid)
-        groups = new.site.may_enter(post.zone, post.uid, user.login, user.groups)
+        groups: tuple[str, ...] | None = ()
+        if not post.ears:  # whose people log in at the listener, each by himself
+            user = await asyncio.to_thread(identity, post.uid)
+            groups = new.site.may_enter(post.zone, post.uid, user.login, user.groups)
         if groups is None:
-            return Fate(post, "dismissed", f'{user.login} may not enter zone "{post.zone}" any more')
+            return Fate(post, "dismissed", f'{post.user} may not enter zone "{post.zone}" any more')
         if zone != old.site.zones.get(post.zone):
             return Fate(post, "replaced", f"zone {post.zone} changed", groups)
         if lost := sorted(changed_tunnels(old, new).intersection(zone.tunnels)):
             return Fate(post, "replaced", f"tunnel {', '.join(lost)} changed", groups)
         if groups != post.groups:
-            return Fate(post, "replaced", f"the groups of {user.login} changed", groups)
+            return Fate(post, "replaced", f"the groups of {post.user} changed", groups)
+        if listeners.renewed(post.ears, new) != post.ears:
+            return Fate(post, "replaced", "who may log in changed", groups)
         if new.site.max_flows != old.site.max_flows:
             return Fate(post, "replaced", "the limit of flows changed", groups)
         same = (old.policy.hash, old.site.policy) == (new.policy.hash, new.site.policy)
@@ -141,7 +145,7 @@ class Reloads:
         if fate.what == "dismissed":
             row["bubbles"] = await self._daemon.dismiss_post(post, fate.why)
         elif fate.what == "replaced":
-            post.groups = fate.groups
+            post.groups, post.ears = fate.groups, listeners.renewed(post.ears, new)
             if worker is not None:
                 worker.retire()
                 trouble = trouble or await self._succeeded(worker, post)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hmac import compare_digest
 from pathlib import Path
@@ -19,9 +19,18 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from proxy import inspection_ca
+from proxy import inspection_ca, passwords
 from proxy.allocator import OWN_NETWORKS
-from proxy.config import AnyTunnel, Person, Site, Tunnel, read_site
+from proxy.config import (
+    ANONYMOUS,
+    AnyTunnel,
+    Listener,
+    Person,
+    Site,
+    Tunnel,
+    groups_in,
+    read_site,
+)
 from proxy.inspection_ca import Authority, CaError
 from proxy.messages.holding import PacketSetup, TunnelSetup
 from proxy.policy import Policy, Problems, load
@@ -87,6 +96,16 @@ type TunnelKeys = TunnelFiles | WireguardKeys
 
 
 @dataclass(frozen=True, slots=True)
+class ListenerFiles:
+    """What an explicit listener's worker is handed; what its kind has not is empty."""
+
+    passwords: Secret
+    clients: bytes
+    certificate: bytes
+    key: Secret
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """A site with the content of its files."""
 
@@ -95,6 +114,7 @@ class Loaded:
     policy: Policy
     files: Mapping[str, TunnelKeys]
     inspection: Authority | None = None
+    listeners: Mapping[str, ListenerFiles] = field(default_factory=dict)
 
     def roots(self, zone: str) -> str:
         """What the programs of a zone are to trust as well: PEM, "" where it is not inspected."""
@@ -125,6 +145,13 @@ def load_site(file: Path) -> Loaded:
             problems += client_problems(tunnel, mtls_files, datetime.now(UTC))
         except SiteError as error:
             problems.append(str(error))
+    listeners: dict[str, ListenerFiles] = {}
+    for name, listener in site.listeners.items():
+        try:
+            listeners[name] = _listener_files(listener)
+            problems += _listener_problems(site, listener, listeners[name])
+        except SiteError as error:
+            problems.append(str(error))
     inspection = None
     try:
         inspection = inspection_ca.read(site.inspection) if site.inspection else None
@@ -132,7 +159,7 @@ def load_site(file: Path) -> Loaded:
         problems.append(str(error))
     if problems:
         raise SiteError("\n".join(problems))
-    return Loaded(site, policy_text, policy, files, inspection)
+    return Loaded(site, policy_text, policy, files, inspection, listeners)
 
 
 def _zones(site: Site, policy: Policy) -> list[str]:
@@ -237,6 +264,54 @@ def _is_for_clients(certificate: x509.Certificate) -> bool:
     except x509.ExtensionNotFound:
         return True
     return ExtendedKeyUsageOID.CLIENT_AUTH in usage
+
+
+def _listener_files(listener: Listener) -> ListenerFiles:
+    def found(path: Path | None, what: str, *, secret: bool = False) -> bytes:
+        return _read(path, f'{what} of listener "{listener.name}"', secret=secret) if path else b""
+
+    return ListenerFiles(
+        Secret(found(listener.passwords, "file of passwords", secret=True)),
+        found(listener.clients, "CA of clients"),
+        found(listener.certificate, "certificate"),
+        Secret(found(listener.key, "key", secret=True)),
+    )
+
+
+def _listener_problems(site: Site, listener: Listener, files: ListenerFiles) -> list[str]:
+    """What is wrong with who may log in to a listener, and with its certificate, a line each."""
+    what = f'listener "{listener.name}"'
+    logins: list[str] = [ANONYMOUS]
+    if listener.clients:
+        return _tls_problems(listener, files, what)
+    if listener.passwords:
+        try:
+            logins = list(passwords.read(files.passwords.reveal()))
+        except passwords.BadPasswords as error:
+            return [f"{listener.passwords}: {error}"]
+        if not logins:
+            return [f"{listener.passwords} has no login; make one with `zonegate passwd FILE USER`"]
+    return [
+        f'{site.file}: "{login}" of {what} may not enter zone "{listener.zone}"; name that login, or "*", '
+        "under people"
+        for login in logins
+        if groups_in(site.people, listener.zone, {login, "*"}) is None
+    ]
+
+
+def _tls_problems(listener: Listener, files: ListenerFiles, what: str) -> list[str]:
+    for path, content in ((listener.clients, files.clients), (listener.certificate, files.certificate)):
+        try:
+            found = x509.load_pem_x509_certificates(content)
+        except ValueError:
+            return [f"{path}: {what} finds no certificate there; write a file with BEGIN CERTIFICATE"]
+    try:
+        key = load_pem_private_key(files.key.reveal(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return [f"{listener.key}: the key of {what} is no private key in PEM without a password"]
+    if key.public_key() != found[0].public_key():
+        return [f"{listener.key}: the key of {what} is not the key of {listener.certificate}"]
+    return []
 
 
 def tunnel_files(tunnel: Tunnel) -> TunnelFiles:

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from proxy import expiry
+from proxy import expiry, listeners
 from proxy.admin import Peer
 from proxy.crew import Bubble, Worker
 from proxy.flow import Because, Origin, TunnelState, Verdict
@@ -78,6 +78,7 @@ def status(daemon: Daemon, uid: int) -> dict[str, Any]:
             for name, zone in daemon.loaded.site.zones.items()
         },
         "tunnels": {name: _tunnel(daemon, name) for name in daemon.keepers},
+        "listeners": listeners.status(daemon.loaded.site.listeners),
         "workers": workers,
         "bubbles": [
             {

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from proxy import ipc, locks, name_service, notify, paths, prctl, remains, renewal, sandbox
+from proxy import ipc, listeners, locks, name_service, notify, paths, prctl, remains, renewal, sandbox
 from proxy.admin import AdminSocket, Peer
 from proxy.allocator import Allocator
 from proxy.audit import AuditUnwritable, rfc3339
@@ -116,8 +116,13 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopped.set)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        ears = listeners.open_ears(self.loaded)
+        undo.callback(listeners.close_all, ears)
         try:
             self._start_own_workers()
+            for zone in {ear.listener.zone for ear in ears}:
+                mine = tuple(ear for ear in ears if ear.listener.zone == zone)
+                self._post(Post(zone, listeners.USER, listeners.UID, (), ears=mine))
         except (OSError, JournalUnusable) as error:
             raise SiteError(f"{state}: {error}") from error
 
@@ -267,7 +272,7 @@ class Supervisor:
         """The post of a zone and user, manned if it is not."""
         key = (post.zone, post.uid)
         if key not in self._posts:
-            if key not in self._allocators:  # a post that was dismissed leaves its own
+            if key not in self._allocators and not post.ears:  # one that was dismissed leaves its own
                 self._allocators[key] = allocator = self._allocator(*key)
                 self._start(self._release_the_gone(allocator))
             self._posts[key] = post
@@ -278,7 +283,7 @@ class Supervisor:
     async def _man(self, post: Post) -> None:
         """Keep a worker at a post; a new one within a second of the last one's end."""
         key = (post.zone, post.uid)
-        allocator = self._allocators[key]
+        allocator = self._allocators.get(key)
         pause_s = WORKER_PAUSE_S
         loop = asyncio.get_running_loop()
         while True:
@@ -288,7 +293,7 @@ class Supervisor:
                 self.loaded,
                 self.keepers,
                 self._segments,
-                lambda message: name_service.answer(allocator, post.bubbles, message),
+                lambda message: allocator and name_service.answer(allocator, post.bubbles, message),
                 structural=self.structural,
                 number=os.urandom(4).hex(),
                 locked=lambda: self.locks.over(*key),
@@ -319,6 +324,7 @@ class Supervisor:
         for tunnel in worker.tunnels:
             worker.connect_holder(tunnel)
         self.lease_again(worker)
+        worker.listen_explicitly()
         self._ready[key].set()
         again = [self._serve_again(worker, bubble) for bubble in worker.post.bubbles.values()]
         tasks = [asyncio.create_task(one) for one in again]

@@ -90,7 +90,7 @@ def vetted_client(client: Channel, entry: OpenFlow) -> Channel:
         seen = first_bytes.recognise(data)
         if seen is None:
             return ended
-        if seen.malformed and isinstance(expected, Missing):
+        if seen.malformed and not seen.ambiguous and isinstance(expected, Missing):
             return True  # admitted as any TCP: what only looks like TLS or HTTP claims no name
         if (refusal := disagreement(entry.flow, seen)) is not None:
             _disprove(entry, refusal.because.text)

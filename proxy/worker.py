@@ -8,19 +8,17 @@ it. When its supervisor is gone it ends, and its flows with it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import itertools
 import os
 import resource
 import socket
 import ssl
-import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import batched
-from pathlib import Path
 from typing import assert_never
 
 import uvloop
@@ -33,6 +31,9 @@ from proxy.captured import Captured
 from proxy.channel.contexts import client_context
 from proxy.channel.plain import Backlog
 from proxy.egress import Egress
+from proxy.explicit.listener import Explicit, server_side
+from proxy.explicit.logins import Failures, Login, Logins
+from proxy.explicit.web import House
 from proxy.flow import NEVER, Flow, IPAddress
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import Gate
@@ -49,6 +50,7 @@ from proxy.messages.worker import (
     Door,
     Lease,
     Listen,
+    ListenExplicit,
     Lock,
     NameAnswer,
     NewCertificate,
@@ -67,12 +69,12 @@ from proxy.names import BubbleNames
 from proxy.packet_egress import PacketEgress
 from proxy.passage import Passage, Visitor
 from proxy.policy import Problems, load
+from proxy.private import private_files
 from proxy.reload import let_go, load_beside
 
 REPORT_EVERY_S = 1.0
 OTHER_DESCRIPTORS = 1024
 JUDGED_PER_TURN = 128  # well under 5 ms
-SECRETS = Path("/secrets")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -140,6 +142,8 @@ class Worker:
         self._passage = Passage(self._gate, self._table, self._records, _now, _numbers())
         self._hand = Hand(self._gate, self._table, _now, link.send, self._start)
         self._bubbles: dict[str, Captured] = {}
+        self._explicit: dict[str, Explicit] = {}
+        self._failures = Failures(time.monotonic)
         self._asking = Asking(link.send)
         self._edge: asyncio.TimerHandle | None = None
         self._policies = 0
@@ -156,8 +160,8 @@ class Worker:
             return
         finally:
             self._table.cut(lambda _: True, "the daemon stopped")
-            for bubble in self._bubbles.values():
-                bubble.close()
+            for ear in self._ears():
+                ear.close()
 
     def _start(self, work: Coroutine[None, None, object]) -> None:
         task = asyncio.create_task(work)
@@ -170,6 +174,8 @@ class Worker:
                 self._take_lease(message)
             case Listen():
                 self._listen(message, fds)
+            case ListenExplicit():
+                self._listen_explicit(message, fds)
             case BubbleGone():
                 self._forget(message.bubble)
             case Door():
@@ -248,8 +254,31 @@ class Worker:
             captured.close()
             self._table.cut(lambda flow: flow.bubble == bubble, "the bubble ended")
 
+    def _listen_explicit(self, message: ListenExplicit, fds: list[int]) -> None:
+        if (before := self._explicit.pop(message.name, None)) is not None:
+            self._table.cut(before.has, "its listener was set up anew")
+            before.close()
+        logins = Logins(self._configure.zone, ipc.read_file(fds[1]), self._failures)
+        house = House(message.name, message.auth, logins, self._passage, self._new_flow_of)
+        self._explicit[message.name] = Explicit(
+            message.kind,
+            socket.socket(fileno=fds[0]),
+            house,
+            None if len(fds) == 2 else server_side(*map(ipc.read_file, fds[2:])),
+            self._backlog,
+            max(1, self._most * 3 // 4),  # what one address leaves to the others
+            self._has_room,
+        )
+
     def _has_room(self) -> bool:
-        return sum(map(len, self._bubbles.values())) < self._most
+        return sum(map(len, self._ears())) < self._most
+
+    def _ears(self) -> tuple[Captured | Explicit, ...]:
+        return (*self._bubbles.values(), *self._explicit.values())
+
+    def _new_flow_of(self, login: Login, host: str | IPAddress | None, port: int) -> Flow:
+        name, address = (host, None) if isinstance(host, str) else (None, host)
+        return replace(self._new_flow(name, address, port), user=login.name, groups=login.groups)
 
     def _new_flow(self, name: str | None, address: IPAddress | None, port: int) -> Flow:
         return Flow(
@@ -353,20 +382,9 @@ def _egress(setup: TunnelSetup, given: Iterator[int], backlog: Backlog) -> Egres
 
 
 def _context(setup: TunnelSetup, ca: int, certificate: int, key: int) -> ssl.SSLContext:
-    """The TLS of a tunnel. OpenSSL reads keys from files only: they lie for a moment in private memory."""
-    place = SECRETS if SECRETS.is_dir() else Path(tempfile.mkdtemp())
-    files = {"certificate": place / f"{setup.name}.pem", "key": place / f"{setup.name}.key"}
-    try:
-        for name, fd in (("certificate", certificate), ("key", key)):
-            files[name].touch(mode=0o600)
-            files[name].write_bytes(ipc.read_file(fd))
+    """The TLS of a tunnel."""
+    with private_files(certificate=ipc.read_file(certificate), key=ipc.read_file(key)) as files:
         return client_context(ca_pem=ipc.read_file(ca).decode(), **files)
-    finally:
-        for file in files.values():
-            file.unlink(missing_ok=True)
-        if place != SECRETS:
-            with contextlib.suppress(OSError):
-                place.rmdir()
 
 
 def _now() -> datetime:

@@ -21,7 +21,7 @@ from own_namespaces import Zone, zone
 from proxy import captured, crew, namespaces
 from proxy.allocator import Allocator, Synthetic
 from proxy.captured import Captured
-from proxy.channel import Backlog, PlainChannel
+from proxy.channel import Backlog, Channel
 from proxy.crew import Bubble
 from proxy.flow import NEVER, Flow, IPAddress, Refusal
 from proxy.names import BubbleNames
@@ -50,7 +50,7 @@ class Noted(Passage):
     refused: list[str] = field(default_factory=list)
     release: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def pass_through(self, client: PlainChannel, flow: Flow, visitor: Visitor) -> None:
+    async def pass_through(self, client: Channel, flow: Flow, visitor: Visitor) -> None:
         assert visitor == VISITOR
         self.flows.append(flow)
         try:
@@ -63,7 +63,7 @@ class Noted(Passage):
         finally:
             client.abort()
 
-    async def refuse(self, client: PlainChannel, flow: Flow, refusal: Refusal, visitor: Visitor) -> None:
+    async def refuse(self, client: Channel, flow: Flow, refusal: Refusal, visitor: Visitor) -> None:
         self.refused.append(refusal.because.id)
         self.flows.append(flow)
         client.abort()

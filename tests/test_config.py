@@ -97,6 +97,7 @@ def test_a_good_file() -> None:
             Person("#1001", ("personal",), ()),
             Person("*", ("personal",), ("guest",)),
         ),
+        {},
         100,
         50,
     )

@@ -143,7 +143,7 @@ class Failure:
     sentence: str
     host: str
     words: str
-    by_gateway: bool = False
+    status: int = 0
     pins: tuple[str, ...] | None = None
     trouble: str = ""
 
@@ -152,8 +152,8 @@ class Failure:
 
 
 FAILURES = [
-    Failure("a destination that the gateway does not allow is its word", "wan.example", "403", True),
-    Failure("a name that the gateway does not know is its word", "nowhere.example", "the gateway", True),
+    Failure("a destination that the gateway does not allow is its word", "wan.example", "403", 403),
+    Failure("a name that the gateway does not know is its word", "nowhere.example", "the gateway", 502),
     Failure("a peer whose key is not pinned gets no request", "site.example", "pin", pins=("sha256:other",)),
     Failure("what the holder says is passed on", "site.example", "it is far", trouble="it is far away"),
 ]
@@ -166,7 +166,7 @@ def test_failures_are_told(run: Run, site: Site, tmp_path: Path, case: Failure) 
             there.holder.trouble = case.trouble
             with pytest.raises(DialFailed, match=case.words) as failed:
                 await there.egress.dial(case.host, port)
-            assert failed.value.by_gateway is case.by_gateway
+            assert failed.value.status == case.status
 
     run(main())
 

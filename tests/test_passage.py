@@ -225,6 +225,7 @@ def test_a_literal_address_is_dialled_and_recorded_as_one(run: Run, world: Make)
 # -- refused -----------------------------------------------------------------------------------------
 
 PAGE = b"HTTP/1.1 403 Forbidden\r\n"
+ODD = b"HTTP/1.1 400 Bad Request\r\n"
 AWAY = b"HTTP/1.1 503 Service Unavailable\r\n"
 ALERT = bytes.fromhex("15030300020231")
 RESET = b""
@@ -258,8 +259,8 @@ REFUSED = [
     Refused("a TLS client on such a port sees an alert", "nobody", hello(), ALERT, "default"),
     Refused("a request for another name", "web", request("evil.example"), PAGE, "names-disagree", HTTP),
     Refused("a hello for another name", "web", hello("evil.example"), ALERT, "names-disagree", HTTPS),
-    Refused("a request with two hosts", "web", TWO_HOSTS, PAGE, "malformed", HTTP),
-    Refused("a request without an end", "web", request()[:-2], PAGE, "malformed", HTTP),
+    Refused("a request with two hosts", "web", TWO_HOSTS, ODD, "malformed", HTTP),
+    Refused("a request without an end", "web", request()[:-2], ODD, "malformed", HTTP),
     Refused("what is another protocol than the rule's", "web", b"SSH-2.0-x\r\n", RESET, "default", HTTP),
     Refused("what says nothing where its protocol counts", "web", b"", RESET, "no-first-bytes", HTTP),
 ]  # fmt: skip
@@ -389,7 +390,7 @@ def test_without_a_record_there_is_no_flow_and_it_is_said(run: Run, world: Make)
         async with world(Protocol.HTTP) as there:
             there.passage.records = Unwritable()
             shown = await there.say(there.flow("web"), request())
-            assert shown.startswith(PAGE) and b"nothing can be recorded: the disk is full" in shown
+            assert shown.startswith(AWAY) and b"nothing can be recorded: the disk is full" in shown
             assert there.tunnel.holder.dials == 0
             assert (there.passage.tallies.admitted, there.passage.tallies.refused) == (0, 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.parser import BytesParser
 from html.parser import HTMLParser
 
@@ -12,11 +13,21 @@ from hypothesis import strategies as st
 
 from proxy import refusals
 from proxy.flow import Because, Origin, Refusal
+from proxy.refusals import Notice
 
-BLOCKED = Refusal(Because(Origin.RULE, "no-games", "Games are for later"), "ask the owner of the policy")
+BLOCKED = Refusal(
+    Because(Origin.RULE, "no-games", "Games are for later"),
+    "ask the owner of the policy",
+    ask="the games desk",
+)
+AT = datetime(2026, 11, 22, 11, 12, 5, tzinfo=UTC)
 NO_TUNNEL = Refusal(Because(Origin.GATE, "tunnel", "no answer"), "wait", "gw")
 PLAIN = b"GET / HTTP/1.1\r\nHost: a.example\r\nAccept: */*\r\n\r\n"
 BROWSER = b"GET / HTTP/1.1\r\nHost: a.example\r\nAccept: Text/HTML,*/*;q=0.8\r\n\r\n"
+
+
+def answer(refusal: Refusal, first: bytes, destination: str, reference: str) -> bytes:
+    return refusals.answer(Notice(refusal, destination, reference, AT), first)
 
 
 def parsed(answer: bytes) -> tuple[str, dict[str, str], str]:
@@ -29,11 +40,11 @@ def parsed(answer: bytes) -> tuple[str, dict[str, str], str]:
 
 
 def test_a_program_reads_one_line() -> None:
-    status, fields, body = parsed(refusals.answer(BLOCKED, PLAIN, "a.example:80", "w-1"))
+    status, fields, body = parsed(answer(BLOCKED, PLAIN, "a.example:80", "w-1"))
     assert status == "HTTP/1.1 403 Forbidden"
     assert body == (
         "zonegate: a.example:80 is blocked by rule no-games (Games are for later);"
-        " ask the owner of the policy [w-1]\n"
+        " ask the owner of the policy; ask the games desk [w-1]\n"
     )
     assert fields["zonegate-because"] == "rule no-games (Games are for later)"
     assert int(fields["content-length"]) == len(body.encode())
@@ -42,7 +53,7 @@ def test_a_program_reads_one_line() -> None:
 
 
 def test_a_missing_tunnel_is_for_now() -> None:
-    assert parsed(refusals.answer(NO_TUNNEL, PLAIN, "a.example:80", "w-1"))[0].startswith("HTTP/1.1 503 ")
+    assert parsed(answer(NO_TUNNEL, PLAIN, "a.example:80", "w-1"))[0].startswith("HTTP/1.1 503 ")
 
 
 class Text(HTMLParser):
@@ -65,29 +76,28 @@ def read(page: str) -> Text:
 
 
 def test_a_person_reads_a_page() -> None:
-    status, fields, body = parsed(refusals.answer(BLOCKED, BROWSER, "a.example:80", "w-1"))
+    status, fields, body = parsed(answer(BLOCKED, BROWSER, "a.example:80", "w-1"))
     assert status == "HTTP/1.1 403 Forbidden"
     assert fields["content-type"] == "text/html; charset=utf-8"
     words = read(body).words
     for said in (
         "a.example:80",
         "Games are for later",
-        "ask the owner of the policy",
+        "What to do: ask the owner of the policy",
         "rule no-games",
+        "22 November 2026, 11:12:05 UTC",
+        "the games desk",
         "w-1",
     ):
         assert said in words
-    assert (
-        "What to do"
-        not in read(parsed(refusals.answer(Refusal(BLOCKED.because), BROWSER, "a:80", "w"))[2]).words
-    )
+    assert "What to do" not in read(parsed(answer(Refusal(BLOCKED.because), BROWSER, "a:80", "w"))[2]).words
 
 
 def test_what_is_said_is_neither_markup_nor_a_header() -> None:
     evil = "<script>x</script>\r\nSet-Cookie: a=b\r\n\r\n\0\u2028ü"
     refusal = Refusal(Because(Origin.RULE, evil, evil), evil)
     for request in (PLAIN, BROWSER):
-        status, fields, body = parsed(refusals.answer(refusal, request, evil, evil))
+        status, fields, body = parsed(answer(refusal, request, evil, evil))
         assert "set-cookie" not in fields
         assert status == "HTTP/1.1 403 Forbidden"
         assert "\r" not in body
@@ -98,8 +108,8 @@ def test_what_is_said_is_neither_markup_nor_a_header() -> None:
 
 
 def test_head_has_no_body() -> None:
-    answer = refusals.answer(BLOCKED, PLAIN.replace(b"GET", b"HEAD"), "a:80", "w")
-    status, fields, body = parsed(answer)
+    shown = answer(BLOCKED, PLAIN.replace(b"GET", b"HEAD"), "a:80", "w")
+    status, fields, body = parsed(shown)
     assert body == ""
     assert int(fields["content-length"]) > 0
     assert status.startswith("HTTP/1.1 403")
@@ -129,14 +139,14 @@ class Other:
     ids=str,
 )
 def test_other_protocols(case: Other) -> None:
-    assert refusals.answer(BLOCKED, case.first, "a:1", "w") == case.answer
+    assert answer(BLOCKED, case.first, "a:1", "w") == case.answer
 
 
 @given(st.binary(max_size=200), st.text(max_size=40))
 def test_it_never_raises(first: bytes, text: str) -> None:
     refusal = Refusal(Because(Origin.GUARD, text, text), text, text)
     for data in (first, b"GET / HTTP/1.1\r\n" + first, BROWSER + first):
-        answer = refusals.answer(refusal, data, text, text)
-        if answer.startswith(b"HTTP"):
-            _, fields, body = parsed(answer)
+        shown = answer(refusal, data, text, text)
+        if shown.startswith(b"HTTP"):
+            _, fields, body = parsed(shown)
             assert int(fields["content-length"]) == len(body.encode())

@@ -35,7 +35,9 @@ class Head:
         return tuple(value for field, value in self.fields if field == name)
 
 
-async def read_head(channel: Channel, first: bytes = b"") -> Head:
+async def read_head(
+    channel: Channel, first: bytes = b"", limit_bytes: int = LIMIT_BYTES, limit_fields: int = LIMIT_FIELDS
+) -> Head:
     """Read one head that begins with `first`; what follows it stays in the channel.
 
     Raises BadHead, and ConnectionError as the channel does. It sets no time limit.
@@ -43,27 +45,27 @@ async def read_head(channel: Channel, first: bytes = b"") -> Head:
     buffer = bytearray(first)
     searched = 0
     while (end := buffer.find(_END, searched)) < 0:
-        if len(buffer) > LIMIT_BYTES:
-            raise BadHead(f"the head is longer than {LIMIT_BYTES} bytes")
+        if len(buffer) > limit_bytes:
+            raise BadHead(f"the head is longer than {limit_bytes} bytes")
         searched = max(0, len(buffer) - len(_END) + 1)
         data = await channel.read()
         if not data:
             raise BadHead("the connection ended within the head")
         buffer += data
-    if end > LIMIT_BYTES:
-        raise BadHead(f"the head is longer than {LIMIT_BYTES} bytes")
+    if end > limit_bytes:
+        raise BadHead(f"the head is longer than {limit_bytes} bytes")
     if rest := bytes(buffer[end + len(_END) :]):
         channel.unread(rest)
-    return parse_head(bytes(buffer[:end]))
+    return parse_head(bytes(buffer[:end]), limit_fields)
 
 
-def parse_head(head: bytes) -> Head:
+def parse_head(head: bytes, limit_fields: int = LIMIT_FIELDS) -> Head:
     """Take a head without its blank line apart. Raises BadHead."""
     start, *lines = head.split(b"\r\n")
     if not _START.fullmatch(start):
         raise BadHead("the start line is malformed")
-    if len(lines) > LIMIT_FIELDS:
-        raise BadHead(f"the head has more than {LIMIT_FIELDS} fields")
+    if len(lines) > limit_fields:
+        raise BadHead(f"the head has more than {limit_fields} fields")
     fields = []
     for line in lines:
         match = _FIELD.fullmatch(line)

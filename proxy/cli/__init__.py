@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "stop": ("proxy.cli.stop", "end the daemon and its bubbles"),
     "cleanup": ("proxy.cli.cleanup", "end the bubbles that a killed daemon left"),
     "cert": ("proxy.cli.cert", "issue, renew, revoke and list tunnel certificates"),
+    "passwd": ("proxy.cli.passwd", "logins and passwords of explicit listeners"),
     "gateway": ("proxy.cli.gateway", "run the corporate end of an mtls tunnel"),
     "ca": ("proxy.cli.ca", "the inspection CA: create, show, rotate"),
     "completion": ("proxy.cli.completion", "complete commands in bash, zsh or fish"),

@@ -70,6 +70,10 @@ def show(found: dict[str, Any], console: Console) -> None:
             console.print(f"  {name}: {tunnel['words']}")
     for one in found["waiting"]:
         console.print(f"bubble {one['id']} (pid {one['pid']}) is not served, and has no way out")
+    if found["listeners"]:
+        console.print(_listeners(found))
+    for one in found["listeners"]:
+        console.print(Text(f"  {one['name']}: {one['words']}", "yellow"))
     if found["bubbles"]:
         console.print(_bubbles(found))
     else:
@@ -95,6 +99,13 @@ def _tunnels(found: dict[str, Any]) -> Table:
             tunnel["peer"][:19] + "…" if tunnel["peer"] else "",
             f"{age:.1f} s ago" if good and age is not None else "",
         )
+    return table
+
+
+def _listeners(found: dict[str, Any]) -> Table:
+    table = _table("listener", "kind", "address", "zone", "login", "enforcement")
+    for one in found["listeners"]:
+        table.add_row(*(one[key] for key in ("name", "kind", "address", "zone", "auth", "enforcement")))
     return table
 
 

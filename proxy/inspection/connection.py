@@ -11,9 +11,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from enum import Enum
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from mitmproxy import http
 from mitmproxy.connection import Connection, ConnectionState, Server
@@ -41,6 +42,7 @@ from proxy.inspection.http import ENDED, EXCHANGE, REFUSED, JudgedHttp, JudgedTl
 from proxy.inspection.judging import Exchange, Judging, Refused
 from proxy.inspection.streams import Stream
 from proxy.inspection.tls import H2, HTTP1, TlsSides
+from proxy.refusals import Notice
 
 HOOK_LIMIT_S, HEAD_LIMIT_S, HANDSHAKE_LIMIT_S, IDLE_LIMIT_S = 10.0, 30.0, 15.0, 300
 HELD_BYTES, UNPARSED_BYTES = 2 << 20, 1 << 20
@@ -493,17 +495,11 @@ def authority_of(destination: Destination) -> str:
 
 
 def page(refused: Refused, request: http.Request | None, destination: str) -> http.Response:
-    """The refusal as a response: the one that is shown without inspection, taken apart."""
-    method = request.method if request is not None else "GET"
+    """The refusal as a response: the one that is shown without inspection."""
     accept = request.headers.get("accept", "") if request is not None else ""
-    accept = "text/html" if "text/html" in accept.lower() else "*/*"
-    shown = "HEAD" if method == "HEAD" else "GET"
-    first = f"{shown} / HTTP/1.1\r\nAccept: {accept}\r\n\r\n".encode("ascii")
-    raw = refusals.answer(refused.refusal, first, destination, refused.reference)
-    head, _, content = raw.partition(b"\r\n\r\n")
-    status, *lines = head.split(b"\r\n")
-    fields = [tuple(line.split(b": ", 1)) for line in lines]
-    response = http.Response.make(refused.status or int(status.split(b" ")[1]), b"", ())
-    response.headers = http.Headers(cast(Any, fields))
-    response.raw_content = content
+    notice = Notice(refused.refusal, destination, refused.reference, datetime.now(UTC))
+    status, fields, content = refusals.response(notice, accept)
+    response = http.Response.make(refused.status or status, b"", ())
+    response.headers = http.Headers([(name.encode(), value.encode()) for name, value in fields.items()])
+    response.raw_content = b"" if request is not None and request.method == "HEAD" else content
     return response

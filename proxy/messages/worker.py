@@ -45,6 +45,18 @@ class BubbleGone:
 
 
 @dataclass(frozen=True, slots=True)
+class ListenExplicit:
+    """An explicit listener, in place of the one that had this name. Descriptors: its socket, who may log in,
+    and where clients show certificates the CA of clients, its own certificate and key."""
+
+    descriptors: ClassVar[tuple[int, int]] = (2, 5)
+
+    name: str
+    kind: str
+    auth: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """What is proved of a tunnel now. Past `deadline_ns` the worker admits nothing and cuts; 0 is closed."""
 
@@ -150,12 +162,13 @@ class AddressAnswer:
 
 
 TO_WORKER = (
-    Configure, Listen, BubbleGone, Lease, Door, NewCertificate, NewPolicy, NewSegment, NoSegment, NameAnswer,
-    AddressAnswer, Lock, Cut, TellFlows,
+    Configure, Listen, ListenExplicit, BubbleGone, Lease, Door, NewCertificate, NewPolicy, NewSegment,
+    NoSegment, NameAnswer, AddressAnswer, Lock, Cut, TellFlows,
 )  # fmt: skip
 type ToWorker = (
     Configure
     | Listen
+    | ListenExplicit
     | BubbleGone
     | Lease
     | Door

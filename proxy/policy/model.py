@@ -282,3 +282,14 @@ class Model:
     def reported(self) -> tuple[Rule, ...]:
         """The rules that are only recorded, in order."""
         return tuple(rule for rule in self.rules if rule.mode is Mode.REPORT)
+
+    @cached_property
+    def _owners(self) -> Mapping[tuple[Origin, str], str]:
+        return {
+            **{(Origin.GUARD, guard.id): guard.owner for guard in self.guards},
+            **{(Origin.RULE, rule.id): rule.owner for rule in self.rules},
+        }
+
+    def owner(self, because: Because) -> str:
+        """Who answers for the rule or guard that decided; empty where nobody is named."""
+        return self._owners.get((because.origin, because.id), "")
