@@ -21,6 +21,7 @@ pyproject.toml, and this is what it is about):
     tunnels/, renewal, expiry              a holder's evidence, judged; their certificates, kept new
     passage, captured, explicit/           the way of one flow; a bubble's ingress; HTTP proxy and SOCKS5
     listeners, passwords, private          explicit listeners as bound; files of logins; keys as files
+    quotas, purse, quota_service           how much may still go: the accounts, the portions of a worker
     trust                                  what makes a bubble's programs trust the inspection CA
     bubble, inner, run                     a program's sandbox, and the processes beside it
     dialling, holder, door                 the small processes

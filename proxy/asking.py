@@ -1,4 +1,4 @@
-"""A worker's questions to its supervisor about names, each waiting for its own answer."""
+"""A worker's questions to its supervisor about names and quotas, each waiting for its own answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from ipaddress import ip_address
 from proxy import allocator, ipc
 from proxy.allocator import Synthetic
 from proxy.flow import Because, IPAddress, Origin, Refusal
-from proxy.messages.worker import AddressAnswer, AskAddress, AskName, NameAnswer
+from proxy.messages.worker import AddressAnswer, AskAddress, AskName, AskQuota, NameAnswer, QuotaAnswer
+from proxy.policy.model import Quota
+from proxy.purse import Got
+
+type Answer = NameAnswer | AddressAnswer | QuotaAnswer
 
 
 class Asking:
@@ -19,9 +23,9 @@ class Asking:
     def __init__(self, send: Callable[[object], None]) -> None:
         self._send = send
         self._numbers = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[NameAnswer | AddressAnswer]] = {}
+        self._asked: dict[int, asyncio.Future[Answer]] = {}
 
-    def answered(self, answer: NameAnswer | AddressAnswer) -> None:
+    def answered(self, answer: Answer) -> None:
         """An answer has come; one to no question is dropped."""
         asked = self._asked.pop(answer.question, None)
         if asked is not None and not asked.done():
@@ -46,9 +50,20 @@ class Asking:
             raise ipc.LinkBroken("the answer to an address is not one")
         return answer.name or None
 
-    async def _ask(self, question: Callable[[int], AskName | AskAddress]) -> NameAnswer | AddressAnswer:
+    async def quota(self, user: str, quota: Quota, wanted: int) -> Got:
+        """A portion of a user's quota, for Accounts."""
+        answer = await self._ask(
+            lambda number: AskQuota(
+                number, user, quota.destination, str(quota.transfer), quota.per, quota.every, wanted
+            )
+        )
+        if not isinstance(answer, QuotaAnswer):
+            raise ipc.LinkBroken("the answer to a quota is not one")
+        return Got(answer.granted, answer.until_s, answer.refused)
+
+    async def _ask(self, question: Callable[[int], AskName | AskAddress | AskQuota]) -> Answer:
         number = next(self._numbers)
-        asked: asyncio.Future[NameAnswer | AddressAnswer] = asyncio.get_running_loop().create_future()
+        asked: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[number] = asked
         self._send(question(number))
         try:

@@ -22,6 +22,7 @@ from proxy.first_bytes import Seen
 from proxy.flow import UNKNOWN, Because, Flow, Missing, Origin, Protocol, Refusal, Verdict
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import TUNNEL_CURE, Admission, Gate, Inspect, NeedsAddress, Wait, disagreement, gate_refusal
+from proxy.purse import Accounts, Pocket, pocket_of
 from proxy.refusals import Notice
 from proxy.relay import End, relay
 from proxy.vetted import SERVER_FIRST, vetted_client, vetted_upstream
@@ -107,9 +108,10 @@ class Passage:
         now: Callable[[], datetime],
         number: Callable[[], str],
         hand_over: HandOver | None = None,
+        accounts: Accounts | None = None,
     ) -> None:
         self._gate, self._table, self.records = gate, table, records
-        self._hand_over = hand_over
+        self._hand_over, self._accounts = hand_over, accounts
         self._now, self._number = now, number
         self.tallies = Tallies()
 
@@ -201,6 +203,28 @@ class Passage:
         number: str,
     ) -> Refusal | None:
         """Record, dial, relay, record. A Refusal when nothing of the destination reached the client."""
+        pocket = pocket_of(self._accounts, admission.policy, flow)
+        if pocket is not None and (refusal := await pocket.opening()) is not None:
+            pocket.close()
+            self._record_refusal(refusal, flow, visitor, number)
+            return refusal
+        try:
+            return await self._carry_within(client, flow, first, admission, visitor, number, pocket)
+        finally:
+            if pocket is not None:
+                pocket.close()
+
+    async def _carry_within(
+        self,
+        client: Channel,
+        flow: Flow,
+        first: bytes,
+        admission: Admission,
+        visitor: Visitor,
+        number: str,
+        pocket: Pocket | None,
+    ) -> Refusal | None:
+        """The same, under the quotas that the flow draws on."""
         record = self._verdict(flow, visitor, number, admission.judgement.because, admission)
         try:
             self.records.verdict(record)
@@ -237,7 +261,7 @@ class Passage:
             because=str(admission.judgement.because),
         )
         try:
-            why = await self._relay(client, upstream, first, admission, entry, visitor.manner)
+            why = await self._relay(client, upstream, first, admission, entry, visitor.manner, pocket)
         except asyncio.CancelledError:
             entry.cut_because = entry.cut_because or "the worker ends"
             raise
@@ -256,6 +280,7 @@ class Passage:
         admission: Admission,
         entry: OpenFlow,
         manner: Manner,
+        pocket: Pocket | None,
     ) -> str:
         """Open the flow and carry it; says why it ended. What changed while it was dialled is asked again."""
         egress, grant = admission.egress, admission.grant
@@ -273,6 +298,7 @@ class Passage:
                 admitted=lambda: egress.admits(grant),
                 budgets=admission.judgement.budgets,
                 counts=entry.counts,
+                meter=pocket,
             )
             return manner.trouble or str(ending)
         except ConnectionError:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from proxy.channel.plain import Channel, NotAdmitted, Truncated
 from proxy.flow import Because, Budget, Transfer
@@ -26,6 +26,7 @@ class End(StrEnum):
     FINISHED = "finished by both ends"
     NOT_ADMITTED = "no longer admitted"
     BUDGET = "budget used up"
+    QUOTA = "quota used up"
     CUT = "cut by the gate"
     CLIENT_RESET = "reset by the client"
     CLIENT_TRUNCATED = "client's TLS truncated"
@@ -63,6 +64,16 @@ class Counts:
                 assert_never(transfer)
 
 
+class Meter(Protocol):
+    """A bound on bytes that others share, asked before each piece goes on."""
+
+    async def allow(self, transfer: Transfer, wanted: int) -> int:
+        """How many of these bytes may go; fewer than are wanted ends the flow."""
+
+    def because(self, transfer: Transfer) -> Because:
+        """Why no more may go."""
+
+
 async def relay(
     client: Channel,
     upstream: Channel,
@@ -70,13 +81,14 @@ async def relay(
     admitted: Callable[[], bool],
     budgets: Sequence[Budget],
     counts: Counts,
+    meter: Meter | None = None,
 ) -> Ending:
     """Carry bytes between `client` and `upstream` until the flow ends, and say how it did.
 
     On return, and on cancellation, neither has an open socket. `abort` on either or both, from anywhere,
     is how a flow is cut (`End.CUT`). Raises nothing but CancelledError.
     """
-    flow = _Flow(client, upstream, counts)
+    flow = _Flow(client, upstream, counts, meter)
     client.guard(admitted)
     upstream.guard(admitted)
     download = asyncio.ensure_future(
@@ -99,9 +111,10 @@ async def relay(
 class _Flow:
     """What the two directions share: the two channels, and the first reason to stop."""
 
-    __slots__ = ("client", "counts", "ending", "upstream")
+    __slots__ = ("client", "counts", "ending", "meter", "upstream")
 
-    def __init__(self, client: Channel, upstream: Channel, counts: Counts) -> None:
+    def __init__(self, client: Channel, upstream: Channel, counts: Counts, meter: Meter | None) -> None:
+        self.meter = meter
         self.client = client
         self.upstream = upstream
         self.counts = counts
@@ -148,10 +161,16 @@ async def _carry(
             over = budget is not None and len(data) > left
             if over:
                 data = data[:left]
+            allowed = len(data) if flow.meter is None else await flow.meter.allow(transfer, len(data))
+            spent = allowed < len(data)
+            data = data[:allowed]
             left -= len(data)
             flow.counts.add(transfer, len(data))
             if data:
                 await sink.write(data)
+            if spent and flow.meter is not None:
+                flow.stop(Ending(End.QUOTA, flow.meter.because(transfer)))
+                return
             if over and budget is not None:
                 flow.stop(Ending(End.BUDGET, budget.because))
                 return

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from proxy import expiry, listeners
+from proxy import expiry, listeners, quota_service
 from proxy.admin import Peer
 from proxy.crew import Bubble, Worker
 from proxy.flow import Because, Origin, TunnelState, Verdict
@@ -17,7 +17,8 @@ from proxy.locks import EVERYBODY, Locks
 from proxy.paths import Places
 from proxy.policy.facts import make_situation
 from proxy.policy.telling import because_value, decision_value, tell_decision
-from proxy.reception import User
+from proxy.quotas import Ledger
+from proxy.reception import User, identity
 from proxy.reloading import Reloads
 from proxy.remains import Remaining
 from proxy.site import Loaded
@@ -36,6 +37,7 @@ class Daemon(Protocol):
     keepers: dict[str, Keeper]
     workers: dict[tuple[str, int], Worker]
     bubbles: dict[str, tuple[Bubble, Peer]]
+    quotas: Ledger
     waiting: dict[str, Remaining]
     locks: Locks
     reloads: Reloads
@@ -102,6 +104,9 @@ def status(daemon: Daemon, uid: int) -> dict[str, Any]:
             for one in daemon.waiting.values()
             if one.is_there and (everything or one.bubble.startswith(f"{uid}-"))
         ],
+        "quotas": quota_service.status(
+            daemon.quotas, daemon.loaded.policy, None if everything else identity(uid).login
+        ),
         "trouble": [worker["audit_trouble"] for worker in workers if worker["audit_trouble"]],
     }
 

@@ -18,7 +18,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from proxy import ipc, listeners, locks, name_service, notify, paths, prctl, remains, renewal, sandbox
+from proxy import (
+    ipc,
+    listeners,
+    locks,
+    name_service,
+    notify,
+    paths,
+    prctl,
+    quota_service,
+    quotas,
+    remains,
+    renewal,
+    sandbox,
+)
 from proxy.admin import AdminSocket, Peer
 from proxy.allocator import Allocator
 from proxy.audit import AuditUnwritable, rfc3339
@@ -27,9 +40,10 @@ from proxy.flow import TunnelState
 from proxy.journal import JournalUnusable
 from proxy.locks import Locks
 from proxy.messages.admin import Answer, Ask, Denied, Enter, Entered, Leave, Order, Stop
-from proxy.messages.worker import Lease
+from proxy.messages.worker import FromWorker, Lease
 from proxy.orders import OrderRefused, carry_out, flows, is_owner, parameters_of
 from proxy.paths import Places
+from proxy.quotas import Ledger, QuotasUnusable
 from proxy.reception import NotAdmitted, User, admit, identity
 from proxy.reloading import Reloads
 from proxy.segments import Segments
@@ -103,7 +117,9 @@ class Supervisor:
             self._segments = Segments(state / "audit", clock=lambda: datetime.now(UTC))
             undo.callback(os.close, self._segments.claim())
             self._segments.seal_left_over()
-        except (OSError, AuditUnwritable) as error:
+            self.quotas = Ledger(state / quotas.FILE, lambda: datetime.now(UTC))
+            undo.callback(self.quotas.close)
+        except (OSError, AuditUnwritable, QuotasUnusable) as error:
             raise SiteError(f"{state}: {error}") from error
         self.locks = Locks(state / locks.FILE, rfc3339(datetime.now(UTC)))
         self.waiting = {one.bubble: one for one in remains.remaining(self.places.run)}
@@ -283,7 +299,6 @@ class Supervisor:
     async def _man(self, post: Post) -> None:
         """Keep a worker at a post; a new one within a second of the last one's end."""
         key = (post.zone, post.uid)
-        allocator = self._allocators.get(key)
         pause_s = WORKER_PAUSE_S
         loop = asyncio.get_running_loop()
         while True:
@@ -293,7 +308,7 @@ class Supervisor:
                 self.loaded,
                 self.keepers,
                 self._segments,
-                lambda message: allocator and name_service.answer(allocator, post.bubbles, message),
+                lambda message: self._answer_worker(post, message),
                 structural=self.structural,
                 number=os.urandom(4).hex(),
                 locked=lambda: self.locks.over(*key),
@@ -314,6 +329,13 @@ class Supervisor:
             )
             notify.say(f"the worker of zone {post.zone} ended; its flows are cut, a new one comes")
             await asyncio.sleep(pause_s)
+
+    def _answer_worker(self, post: Post, message: FromWorker) -> object | None:
+        """What a worker asks: a portion of a quota, or of names."""
+        user = None if post.ears else post.user  # at a listener, it is the worker who knows
+        taken = quota_service.answer(self.quotas, self.loaded.policy, post.zone, user, message)
+        allocator = self._allocators.get((post.zone, post.uid))
+        return taken or (allocator and name_service.answer(allocator, post.bubbles, message))
 
     async def _attend(self, key: tuple[str, int], worker: Worker) -> None:
         """A worker's time of service: leases, the bubbles that were there before, and its questions."""

@@ -57,6 +57,7 @@ from proxy.messages.worker import (
     NewPolicy,
     NewSegment,
     NoSegment,
+    QuotaAnswer,
     Report,
     Sealed,
     Serving,
@@ -70,6 +71,7 @@ from proxy.packet_egress import PacketEgress
 from proxy.passage import Passage, Visitor
 from proxy.policy import Problems, load
 from proxy.private import private_files
+from proxy.purse import Accounts
 from proxy.reload import let_go, load_beside
 
 REPORT_EVERY_S = 1.0
@@ -139,12 +141,15 @@ class Worker:
         else:
             self._records = Segment(segment_fd, max_bytes=configure.segment_bytes)
         self._segments = 0
-        self._passage = Passage(self._gate, self._table, self._records, _now, _numbers())
+        self._asking = Asking(link.send)
+        self._accounts = Accounts(self._asking.quota, _now)
+        self._passage = Passage(
+            self._gate, self._table, self._records, _now, _numbers(), accounts=self._accounts
+        )
         self._hand = Hand(self._gate, self._table, _now, link.send, self._start)
         self._bubbles: dict[str, Captured] = {}
         self._explicit: dict[str, Explicit] = {}
         self._failures = Failures(time.monotonic)
-        self._asking = Asking(link.send)
         self._edge: asyncio.TimerHandle | None = None
         self._policies = 0
 
@@ -195,7 +200,7 @@ class Worker:
             case NoSegment():
                 if isinstance(self._records, Segment):
                     self._records.bar(message.reason)
-            case NameAnswer() | AddressAnswer():
+            case NameAnswer() | AddressAnswer() | QuotaAnswer():
                 self._asking.answered(message)
             case Configure():
                 raise ipc.LinkBroken("a worker is configured once")

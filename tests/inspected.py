@@ -36,6 +36,7 @@ from proxy.inspection_ca import Intermediate
 from proxy.leaves import Leaves
 from proxy.passage import Tallies, Visitor
 from proxy.policy import load
+from proxy.purse import Accounts
 
 NAME = "site.example"
 POLICY = b"""
@@ -140,6 +141,7 @@ class World:
     handlers: list[InspectedConnection] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     tallies: Tallies = field(default_factory=Tallies)
+    accounts: Accounts | None = None
     numbers: Any = field(default_factory=lambda: itertools.count(1))
     name: str = NAME
 
@@ -159,6 +161,7 @@ class World:
         judging = Judging(
             self.gate, self.table, self.segment, self.tallies, lambda: datetime.now(UTC),
             flow=replace(flow, **changes), visitor=VISITOR, number=f"f{next(self.numbers)}",
+            accounts=self.accounts,
         )  # fmt: skip
         to = Destination(self.name, self.port, self.tls)
         handler = InspectedConnection(client, to, judging, self.tls_sides, http2=self.http2)

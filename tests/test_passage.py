@@ -28,6 +28,8 @@ from proxy.flow_table import FlowTable
 from proxy.gate import Gate, gate_refusal
 from proxy.passage import Passage, Visitor
 from proxy.policy import load
+from proxy.policy.model import Quota
+from proxy.purse import Accounts, Got
 
 POLICY = b"""
 policy: 1
@@ -660,5 +662,44 @@ def test_a_tally_keeps_neither_names_nor_addresses(run: Run, world: Make) -> Non
             assert (tally.flows[Verdict.TUNNEL], tally.flows[Verdict.BLOCK]) == (1, 1)
             assert (tally.bytes_up, tally.bytes_down) == (5, 5)
             assert there.records() == []
+
+    run(main())
+
+
+# -- quotas ------------------------------------------------------------------------------------------
+
+
+def _accounts(left: list[int]) -> Accounts:
+    async def ask(user: str, quota: Quota, wanted: int) -> Got:
+        granted = min(left[0], wanted)
+        left[0] -= granted
+        return Got(granted, int(NOON.timestamp()) + 3600, "" if granted else "used up")
+
+    return Accounts(ask, lambda: NOON)
+
+
+def test_a_flow_draws_on_its_quota_and_the_next_one_is_refused(run: Run, world: Make) -> None:
+    policy = b"""
+policy: 1
+name: quotas
+define:
+  zones: [corporate]
+  destinations: {site: {to: site.example, quota: {upload: 1GiB, per: user, every: day}}}
+rules: [{id: any, match: {to: site}, verdict: tunnel}]
+"""
+
+    async def main() -> None:
+        async with world(Protocol.HTTP) as there:
+            there.gate.policy = load(policy, "quotas.yaml")
+            assert b"nobody keeps it" in await there.say(there.flow(), request())
+            left = [2000]
+            there.passage._accounts = _accounts(left)
+            assert await there.say(there.flow(), b"x" * 1500) == b"x" * 1500
+            await there.say(there.flow(), b"x" * 1500)
+            assert there.was_reset
+            refused = await there.say(there.flow(), request())
+            assert refused.startswith(b"HTTP/1.1 403") and b"opens again 2026-01-05 13:00 UTC" in refused
+            ends = [record for record in there.records() if isinstance(record, EndRecord)]
+            assert sum(end.bytes_up for end in ends) == 2000 and "quota used up" in ends[-1].why
 
     run(main())

@@ -15,7 +15,7 @@ from loopback import LOOPS, Run, Site, pair, read_all, runner, turns
 
 from proxy.channel import Aborted, Backlog, Channel, PlainChannel, Reset, tls_client, tls_server
 from proxy.flow import Because, Budget, Origin, Transfer
-from proxy.relay import Counts, End, Ending, relay
+from proxy.relay import Counts, End, Ending, Meter, relay
 
 RULE = Because(Origin.GUARD, "no-big-uploads")
 
@@ -42,11 +42,14 @@ class Carried:
     task: asyncio.Task[Ending]
 
 
-def carry(budgets: Sequence[Budget] = (), admitted: Callable[[], bool] = lambda: True) -> Carried:
+def carry(
+    budgets: Sequence[Budget] = (), admitted: Callable[[], bool] = lambda: True, meter: Meter | None = None
+) -> Carried:
     program, client = map(PlainChannel, pair())
     upstream, destination = map(PlainChannel, pair())
     counts = Counts()
-    task = asyncio.create_task(relay(client, upstream, admitted=admitted, budgets=budgets, counts=counts))
+    work = relay(client, upstream, admitted=admitted, budgets=budgets, counts=counts, meter=meter)
+    task = asyncio.create_task(work)
     return Carried(program, destination, client, upstream, counts, task)
 
 
@@ -394,5 +397,45 @@ def test_everything_arrives_through_two_relays_and_tls(run: Run, site: Site, see
         assert backlog.held_bytes == 0
         for end in ends:
             await end.close()
+
+    run(main())
+
+
+class _Shared:
+    """A bound that is shared: so many bytes in all, and who asks waits a little."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    async def allow(self, transfer: Transfer, wanted: int) -> int:
+        await asyncio.sleep(0)
+        allowed = min(self.left, wanted) if transfer is Transfer.UPLOAD else wanted
+        self.left -= allowed if transfer is Transfer.UPLOAD else 0
+        return allowed
+
+    def because(self, transfer: Transfer) -> Because:
+        return RULE
+
+
+def test_a_quota_ends_a_flow_at_the_byte(run: Run) -> None:
+    async def main() -> None:
+        meter = _Shared(1_000_000)
+        for sent in (600_000, 600_000):
+            flow = carry(meter=meter)
+            reading = asyncio.create_task(_count_to_the_end(flow.destination))
+            writing = asyncio.create_task(flow.program.write(b"x" * sent))
+            if meter.left >= sent:
+                await writing
+                await flow.program.write_eof()
+                await flow.destination.write_eof()
+                assert await flow.task == Ending(End.FINISHED) and (await reading)[0] == sent
+                await flow.program.close()
+            else:
+                assert await flow.task == Ending(End.QUOTA, RULE)
+                await asyncio.wait([writing])
+                writing.exception()
+                assert (await reading)[0] <= 400_000 and flow.counts.uploaded == 400_000
+                await assert_reset(flow.program)
+            flow.destination.abort()
 
     run(main())

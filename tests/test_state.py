@@ -20,6 +20,7 @@ from proxy.flow import TunnelState
 from proxy.locks import Locks
 from proxy.messages.worker import Report
 from proxy.paths import Places
+from proxy.quotas import Ledger
 from proxy.reception import User
 from proxy.reloading import Reloads
 from proxy.remains import Remaining
@@ -48,6 +49,7 @@ class Daemon:
 
     def __post_init__(self) -> None:
         self.places = Places(Path("/nowhere"), Path("/nowhere"))
+        self.quotas = Ledger(self.loaded.site.file.parent / "quotas.jsonl", lambda: datetime.now(UTC))
         self.locks = Locks(self.places.state / "locks.json", "now")
         self.reloads = Reloads(self)  # type: ignore[arg-type] # nothing is reloaded
 

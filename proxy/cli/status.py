@@ -68,6 +68,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     for name, tunnel in found["tunnels"].items():
         if not tunnel["attested"]:
             console.print(f"  {name}: {tunnel['words']}")
+    for quota in found["quotas"]:
+        console.print(_quota(quota))
     for one in found["waiting"]:
         console.print(f"bubble {one['id']} (pid {one['pid']}) is not served, and has no way out")
     if found["listeners"]:
@@ -78,6 +80,13 @@ def show(found: dict[str, Any], console: Console) -> None:
         console.print(_bubbles(found))
     else:
         console.print("no bubble; start a program in one: zonegate run -- PROGRAM")
+
+
+def _quota(quota: dict[str, Any]) -> Text:
+    used, limit = quota["used_bytes"], quota["limit_bytes"]
+    what = f"{quota['transfer']} of {quota['destination']} per {quota['per']}, {quota['who']}"
+    words = f"quota  {what}: {used >> 10} of {limit >> 10} KiB, until {quota['until']}"
+    return Text(words, "bold red" if used >= limit else "")
 
 
 def _table(*columns: str) -> Table:

@@ -36,7 +36,7 @@ from proxy import refusals
 from proxy.addresses import parse_host
 from proxy.channel.plain import Channel
 from proxy.egress import DialFailed
-from proxy.flow import Because, Origin
+from proxy.flow import Because, Origin, Transfer
 from proxy.inspection.heads import Destination, Improper, read_request, read_response
 from proxy.inspection.http import ENDED, EXCHANGE, REFUSED, JudgedHttp, JudgedTls
 from proxy.inspection.judging import Exchange, Judging, Refused
@@ -99,7 +99,7 @@ class InspectedConnection(LiveConnectionHandler):
         self._client_room.set()
         self._upstream_room.set()
         self._upstreams = asyncio.Semaphore(UPSTREAMS)
-        self._client = Stream(client, self._client_room.wait)  # type: ignore[arg-type] # wait gives True
+        self._client = Stream(client, self._client_may_read)
         self._streams = [self._client]
         self._head_timer: asyncio.TimerHandle | None = None
         reader, writer = cast(asyncio.StreamReader, self._client), cast(asyncio.StreamWriter, self._client)
@@ -186,6 +186,14 @@ class InspectedConnection(LiveConnectionHandler):
         (self._client_room.clear if waits else self._client_room.set)()
         (self._upstream_room.clear if held[True] > HELD_BYTES else self._upstream_room.set)()
 
+    async def _client_may_read(self) -> None:
+        await self._client_room.wait()
+        await self._judging.fill(*Transfer)
+
+    async def _upstream_may_read(self) -> None:
+        await self._upstream_room.wait()
+        await self._judging.fill(Transfer.DOWNLOAD)
+
     def _expect_head(self) -> None:
         self._head_timer = self._loop.call_later(HEAD_LIMIT_S, self.cut, "its request has no end")
 
@@ -250,7 +258,7 @@ class InspectedConnection(LiveConnectionHandler):
         except BaseException:
             self._upstreams.release()
             raise
-        stream = Stream(channel, self._upstream_room.wait)  # type: ignore[arg-type] # wait gives True
+        stream = Stream(channel, self._upstream_may_read)
         self._streams.append(stream)
         if self._is_over():
             stream.abort()

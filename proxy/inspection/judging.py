@@ -20,6 +20,8 @@ from proxy.gate import Admission, Gate, Inspect, gate_refusal
 from proxy.inspection.heads import Answered, Asked
 from proxy.inspection.scans import Scanning, scan_refusal, scanning_of
 from proxy.passage import Tallies, Visitor, verdict_record
+from proxy.policy import Policy
+from proxy.purse import Accounts, Pocket, pocket_of
 from proxy.relay import Counts, tightest
 from proxy.scanning.sieve import Stopped
 
@@ -45,6 +47,7 @@ class Exchange:
     refused: Refusal | None = None
     over: bool = False
     scanning: Scanning | None = None
+    pocket: Pocket | None = None
 
     @property
     def counts(self) -> Counts:
@@ -56,10 +59,20 @@ class Exchange:
         counts, budget = self.counts, self.budgets.get(transfer)
         carried = counts.uploaded if transfer is Transfer.UPLOAD else counts.downloaded
         allowed = wanted if budget is None else min(wanted, max(0, budget.limit_bytes - carried))
+        if (spent := self._spend(transfer, allowed)) < allowed:
+            counts.add(transfer, spent)
+            return spent
         counts.add(transfer, allowed)
         if allowed < wanted and budget is not None:
             self.refused = Refusal(budget.because)
         return allowed
+
+    def _spend(self, transfer: Transfer, wanted: int) -> int:
+        """What the quotas let go of these bytes."""
+        if self.pocket is None or (spent := self.pocket.take(transfer, wanted)) == wanted:
+            return wanted
+        self.refused = self.pocket.refusal(transfer)
+        return spent
 
     def sift(self, data: bytes, *, last: bool = False) -> bytes | None:
         """What of a body may go on now, None where it holds what must not."""
@@ -102,7 +115,9 @@ class Judging:
         flow: Flow,
         visitor: Visitor,
         number: str,
+        accounts: Accounts | None = None,
     ) -> None:
+        self._pocket = pocket_of(accounts, gate.policy, flow) if accounts else None
         self._gate, self._table, self._records, self.tallies = gate, table, records, tallies
         self._now = now
         self.reset: Callable[[], None] = lambda: None  # whoever carries the connection says how to end it
@@ -140,6 +155,8 @@ class Judging:
             # One connection never gets one way for one request and another way for the next.
             refusal = gate_refusal("route-changes", "its connection goes through another tunnel", "try again")
             return self._refuse(refusal, flow, reference, words)
+        if (spent := self._without_quota(answer.policy, asked)) is not None:
+            return self._refuse(spent, flow, reference, words)
         scanning = scanning_of(answer.policy, flow, asked)
         if scanning is not None and (stopped := scanning.target(asked.path)) is not None:
             return self._refuse(
@@ -149,6 +166,21 @@ class Judging:
         if isinstance(record, Refused):
             return record
         return self._opened(asked, flow, answer, record, scanning)
+
+    async def fill(self, *transfers: Transfer) -> None:
+        """Have what the next bytes may use of quotas; to be awaited before they are read."""
+        if self._pocket is not None:
+            for transfer in transfers:
+                await self._pocket.fill(transfer)
+
+    def _without_quota(self, policy: Policy, asked: Asked) -> Refusal | None:
+        """The refusal of a request that draws on a quota of which nothing is left, or that nobody keeps."""
+        pocket = self._pocket or pocket_of(None, policy, self.flow)
+        if pocket is None:
+            return None
+        sends = asked.has_body or asked.websocket_key
+        wanted = [Transfer.DOWNLOAD, *([Transfer.UPLOAD] if sends else [])]
+        return next((pocket.refusal(transfer) for transfer in wanted if pocket.is_empty(transfer)), None)
 
     def _record(
         self, answer: Admission | Inspect, flow: Flow, reference: str, words: str | None
@@ -217,7 +249,10 @@ class Judging:
         entry = self._entry(record.flow, flow, answer)
         self.tallies.admitted += 1
         waits = answer.judgement.verdict is None
-        found = Exchange(asked, flow, answer.egress, answer.grant, record, entry, waits, scanning=scanning)
+        found = Exchange(
+            asked, flow, answer.egress, answer.grant, record, entry, waits,
+            scanning=scanning, pocket=self._pocket,
+        )  # fmt: skip
         self._bound(found, answer)
         self._open.add(found)
         return found
@@ -324,6 +359,8 @@ class Judging:
         """The connection is over."""
         for exchange in tuple(self._open):
             self.end(exchange, why)
+        if self._pocket is not None:
+            self._pocket.close()
         if self._connection is not None:
             self._table.remove(self._connection)
 

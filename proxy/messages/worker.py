@@ -161,9 +161,19 @@ class AddressAnswer:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class QuotaAnswer:
+    """The answer to AskQuota: bytes that may go until `until_s` (seconds since 1970), or why none may."""
+
+    question: int
+    granted: int
+    until_s: int
+    refused: str
+
+
 TO_WORKER = (
     Configure, Listen, ListenExplicit, BubbleGone, Lease, Door, NewCertificate, NewPolicy, NewSegment,
-    NoSegment, NameAnswer, AddressAnswer, Lock, Cut, TellFlows,
+    NoSegment, NameAnswer, AddressAnswer, QuotaAnswer, Lock, Cut, TellFlows,
 )  # fmt: skip
 type ToWorker = (
     Configure
@@ -178,6 +188,7 @@ type ToWorker = (
     | NoSegment
     | NameAnswer
     | AddressAnswer
+    | QuotaAnswer
     | Lock
     | Cut
     | TellFlows
@@ -214,6 +225,19 @@ class AskAddress:
     question: int
     bubble: str
     address: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskQuota:
+    """A portion of a quota, please; it counts as used from then on. `user` counts where users log in."""
+
+    question: int
+    user: str
+    destination: str
+    transfer: str
+    per: str
+    every: str
+    wanted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,5 +292,5 @@ class FlowPage:
     after: int
 
 
-FROM_WORKER = (Sealed, Serving, AskName, AskAddress, WantSegment, Report, Done, FlowPage)
-type FromWorker = Sealed | Serving | AskName | AskAddress | WantSegment | Report | Done | FlowPage
+FROM_WORKER = (Sealed, Serving, AskName, AskAddress, AskQuota, WantSegment, Report, Done, FlowPage)
+type FromWorker = Sealed | Serving | AskName | AskAddress | AskQuota | WantSegment | Report | Done | FlowPage
