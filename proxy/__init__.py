@@ -18,13 +18,19 @@ pyproject.toml, and this is what it is about):
     config, site                           the site file, and all that it names
     authority, new_site                    who issues the tunnels' certificates; a site's first day
     reload                                 a policy in place of another while flows go on
+    mtls_egress, packet_egress             each kind's way to dial
+    replies, resolver, resolving           names behind a packet tunnel, and judged addresses
+    wireguard_config, wg_quick             a WireGuard tunnel in a site file, and out of a wg-quick file
     tunnels/, renewal, expiry              a holder's evidence, judged; their certificates, kept new
+    held, tunnel_orders                    what is held down by hand
     passage, captured, explicit/           the way of one flow; a bubble's ingress; HTTP proxy and SOCKS5
     listeners, passwords, private          explicit listeners as bound; files of logins; keys as files
     quotas, purse, quota_service           how much may still go: the accounts, the portions of a worker
     trust                                  what makes a bubble's programs trust the inspection CA
     bubble, inner, run                     a program's sandbox, and the processes beside it
     dialling, holder, door                 the small processes
+    wireguard, packet_holder               a packet tunnel's two holders; what they use: its namespace,
+                                           wireguard_device, shuttle, probing
     crew, reception, admin, remains        workers, who may enter, the admin socket, what is left
     gateway/                               the corporate end of mtls
     worker, supervisor                     the only places that wire

@@ -332,6 +332,11 @@ class _Reader:
         return (self._reading.integer(node, what, 1, most) if node is not None else most) or most
 
 
+def is_name(text: str) -> bool:
+    """Whether a zone or a tunnel may be called so."""
+    return _NAME.fullmatch(text) is not None
+
+
 def _kind(node: Node) -> str:
     """What a tunnel says it is, "" where it says nothing that can be read."""
     values = (value for key, value in (node.entries if isinstance(node, Map) else ()) if key.text == "kind")

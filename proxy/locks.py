@@ -68,12 +68,12 @@ class Locks:
 
     async def save(self) -> None:
         """Have what is in force outlive the daemon; OSError if it cannot be written."""
-        await asyncio.to_thread(_write, self._path, self.in_force)
+        await asyncio.to_thread(write_json, self._path, [asdict(lock) for lock in self.in_force])
 
     async def remove(self, gone: Collection[Lock]) -> None:
         """Open again, on disk first; OSError, and then they stay in force."""
         left = tuple(lock for lock in self.in_force if lock not in gone)
-        await asyncio.to_thread(_write, self._path, left)
+        await asyncio.to_thread(write_json, self._path, [asdict(lock) for lock in left])
         self.in_force = left
 
 
@@ -90,12 +90,13 @@ def _read(path: Path, now: str) -> tuple[Lock, ...]:
         )
 
 
-def _write(path: Path, locks: Collection[Lock]) -> None:
+def write_json(path: Path, value: object) -> None:
+    """Replace a file whole, so that after this it is there whatever happens; OSError, and it is as it was."""
     draft = path.with_name(f".{path.name}")
     try:
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "w") as file:
-            json.dump([asdict(lock) for lock in locks], file)
+            json.dump(value, file)
             file.flush()
             os.fsync(fd)
         draft.replace(path)

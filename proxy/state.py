@@ -170,6 +170,8 @@ def _tunnel(daemon: Daemon, name: str) -> dict[str, Any]:
         "state": now.state.value,
         "attested": now.state is TunnelState.ATTESTED,
         "words": now.words,
+        "packets": None if keeper.setup.packets is None else asdict(keeper.setup.packets),
+        "zones": [zone.name for zone in daemon.loaded.site.zones.values() if name in zone.tunnels],
         "peer": now.peer,
         "proof_age_s": age,
         "certificate": _expiry(expiry.of_pem(keeper.certificate)),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy import (
+    held,
     ipc,
     listeners,
     locks,
@@ -31,12 +32,14 @@ from proxy import (
     remains,
     renewal,
     sandbox,
+    tunnel_orders,
 )
 from proxy.admin import AdminSocket, Peer
 from proxy.allocator import Allocator
 from proxy.audit import AuditUnwritable, rfc3339
 from proxy.crew import Bubble, CrewError, Post, Worker
 from proxy.flow import TunnelState
+from proxy.held import Held
 from proxy.journal import JournalUnusable
 from proxy.locks import Locks
 from proxy.messages.admin import Answer, Ask, Denied, Enter, Entered, Leave, Order, Stop
@@ -122,6 +125,7 @@ class Supervisor:
         except (OSError, AuditUnwritable, QuotasUnusable) as error:
             raise SiteError(f"{state}: {error}") from error
         self.locks = Locks(state / locks.FILE, rfc3339(datetime.now(UTC)))
+        self.held = Held(state / held.FILE)
         self.waiting = {one.bubble: one for one in remains.remaining(self.places.run)}
         undo.callback(self._close_allocators)
         undo.push_async_callback(self._end_tasks)
@@ -247,6 +251,8 @@ class Supervisor:
             if name in self.keepers:
                 continue
             self.keepers[name] = keeper = Keeper(setup_of(tunnel), self.loaded.files[name])
+            if words := self.held.over(name):
+                keeper.hold_down(words)
             follow = renewal.follow(tunnel, keeper, self._renewed, notify.say)
             self._keeping[name] = [self._start(self._keep(keeper)), self._start(follow)]
 
@@ -402,6 +408,8 @@ class Supervisor:
 
     async def _carry_out(self, what: str, parameters: dict[str, Any], user: User) -> dict[str, Any]:
         """Raises OrderRefused."""
+        if what in tunnel_orders.ORDERS:
+            return await tunnel_orders.carry_out(self, what, parameters, user)
         if what != "reload":
             return await carry_out(self, what, parameters, user)
         if not is_owner(user):

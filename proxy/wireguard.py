@@ -273,7 +273,7 @@ class Outer:
         return self._trouble
 
     async def _mind_endpoint(self) -> None:
-        """While the peer is silent, look again where the endpoint is and by which way it is reached."""
+        """While the peer is silent, look again where it is and by which way, and begin with it again."""
         tunnel = self._hold.tunnel
         while True:
             await asyncio.sleep(ENDPOINT_EVERY_S)
@@ -288,9 +288,9 @@ class Outer:
             self._endpoint = peer_of(outside)
             if self._shuttle is not None:
                 self._shuttle.send_by(outside)
+                await self._device.begin_again(f"127.0.0.1:{SHUTTLE_PORT}")
                 continue
             if self._knocker is not None:
                 self._knocker.close()
             self._knocker = outside
-            if self._seen.endpoint != self._endpoint:  # it moved, and is silent there
-                await self._device.move(self._endpoint)
+            await self._device.begin_again(self._endpoint)

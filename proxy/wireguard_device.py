@@ -160,11 +160,10 @@ class WireguardDevice:
             f"Endpoint = {endpoint}\nPersistentKeepalive = {self._keepalive_s}\n"
         )
 
-    async def move(self, endpoint: str) -> None:
-        """Send to another endpoint from now on."""
-        prefix, fds = self._inside
-        peer = ["peer", self._tunnel.pins[0], "endpoint", endpoint]
-        await tool([*prefix, "wg", "set", self._name, *peer], fds=fds)
+    async def begin_again(self, endpoint: str) -> None:
+        """Forget the session and shake hands anew, there: a session whose other end is gone is kept for
+        minutes otherwise."""
+        await self._configure(self._inside, endpoint)
 
     async def look(self) -> Looked:
         """What the device says now. A handshake is dated by when it was noticed: the device's own clock is
@@ -175,7 +174,7 @@ class WireguardDevice:
         fields = [peer for peer in peers if len(peer) == _PEER_FIELDS]
         altered = len(peers) != 1 or len(fields) != 1 or not self._is_as_made(own[0], fields[0])
         newest = max((int(peer[4]) for peer in fields), default=0)
-        if newest != self._handshake[0]:
+        if newest and newest != self._handshake[0]:
             self._handshake = (newest, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         endpoint = fields[0][2] if len(fields) == 1 else ""
         return Looked(",".join(peer[0] for peer in fields), endpoint, self._handshake[1], altered)

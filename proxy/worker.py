@@ -34,7 +34,7 @@ from proxy.egress import Egress
 from proxy.explicit.listener import Explicit, server_side
 from proxy.explicit.logins import Failures, Login, Logins
 from proxy.explicit.web import House
-from proxy.flow import NEVER, Flow, IPAddress
+from proxy.flow import NEVER, UNKNOWN, Flow, IPAddress
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import Gate
 from proxy.hand import Hand
@@ -293,7 +293,7 @@ class Worker:
             port=port,
             at=_now(),
             name=NEVER if name is None else name,
-            address=NEVER if address is None else address,
+            address=address if address is not None else NEVER if name is None else UNKNOWN,
         )
 
     # -- policy ------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("proxy.cli.run", "run a program in a bubble"),
     "up": ("proxy.cli.up", "run the daemon"),
     "status": ("proxy.cli.status", "what is up, what is proved, who is inside"),
+    "tunnel": ("proxy.cli.tunnel", "list, show, hold down, take up and import tunnels"),
     "attach": ("proxy.cli.attach", "make a container's network a zone"),
     "detach": ("proxy.cli.detach", "end an attach; its network has no way out then"),
     "leaktest": ("proxy.cli.leaktest", "try every way out of a zone on this machine"),

@@ -64,7 +64,7 @@ def show(found: dict[str, Any], console: Console) -> None:
         console.print(Text(f"new flows are denied: {trouble}", "bold red"))
     for warning in found["warnings"]:
         console.print(Text(warning, "bold yellow"))
-    console.print(_tunnels(found))
+    console.print(tunnel_table(found["tunnels"]))
     for name, tunnel in found["tunnels"].items():
         if not tunnel["attested"]:
             console.print(f"  {name}: {tunnel['words']}")
@@ -96,13 +96,15 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _tunnels(found: dict[str, Any]) -> Table:
-    table = _table("tunnel", "state", "gateway", "peer", "proof")
-    for name, tunnel in found["tunnels"].items():
+def tunnel_table(tunnels: dict[str, Any]) -> Table:
+    """Tunnels by name, and what is proved of each."""
+    table = _table("tunnel", "kind", "state", "gateway", "peer", "proof")
+    for name, tunnel in tunnels.items():
         good = tunnel["attested"]
         age = tunnel["proof_age_s"]
         table.add_row(
             name,
+            tunnel["kind"],
             Text(tunnel["state"], "green" if good else "bold red"),
             tunnel["gateway"],
             tunnel["peer"][:19] + "…" if tunnel["peer"] else "",

@@ -63,11 +63,25 @@ class Keeper:
         self._holder: Holder | None = None
         self._heir: Holder | None = None
         self._heir_came = asyncio.Event()
+        self._held = ""
+        self._let_go = asyncio.Event()
 
     @property
     def certificate(self) -> bytes:
         """The certificate that is shown to the peer, PEM; empty where keys alone are."""
         return self.files.certificate if isinstance(self.files, TunnelFiles) else b""
+
+    def hold_down(self, words: str) -> None:
+        """Take it down, and keep it down until `let_go`; `words` say by whom."""
+        self._held = words
+        self._let_go.clear()
+        if self._holder is not None:
+            self._holder.link.close()
+
+    def let_go(self) -> None:
+        """Let it come up again."""
+        self._held = ""
+        self._let_go.set()
 
     def serve(self) -> socket.socket | None:
         """A worker's end of a new link to the holder, None while there is no holder."""
@@ -82,16 +96,21 @@ class Keeper:
         """Every judgement that differs from the one before or prolongs it, for ever."""
         try:
             while True:
+                if self._held:
+                    yield self._judge(None)
+                    await self._let_go.wait()
                 with contextlib.suppress(OSError):  # no process or descriptor is left: later there may be
                     self._holder = holder = await self._next()
                     self.files = holder.files
                     self.generation += 1
                     async for judged in self._watch(holder):
+                        if self._held:
+                            break
                         yield judged
-                if self._heir is None:
+                if self._heir is None or self._held:
+                    yield self._judge(None)  # before anybody waits for the end of a process
                     await self._end()
-                    yield self._judge(None)
-                    await asyncio.sleep(RESTART_PAUSE_S)
+                    await asyncio.sleep(0 if self._held else RESTART_PAUSE_S)
         finally:
             await self._end()
 
@@ -217,6 +236,8 @@ class Keeper:
             return self.now
         self.shown = (seen.certificate if seen else "") or self.shown
         self.now = attest(seen, _peer(seen), self.setup.pins, self.now, _boot_ns())
+        if seen is None and self._held:
+            self.now = Attestation(TunnelState.DOWN, self._held)
         return self.now
 
 

@@ -44,6 +44,10 @@ class Settings:
     pins: tuple[str, ...] = ()
     state: Path | None = None
     descriptors: int = 0
+    tunnels: str = ""  # instead of the mtls one, or beside it where `order` names gw
+    order: str = "hq"
+    networks: str = ""  # of the intranet, where names are resolved here
+    secrets: Mapping[str, str] = field(default_factory=dict)
 
 
 def policy_text(settings: Settings) -> str:
@@ -55,6 +59,9 @@ def policy_text(settings: Settings) -> str:
     ):
         assert text.count(mark) == 1, f"the shipped policy has no line {mark!r} any more"
         text = text.replace(mark, mark + more)
+    names = '    intranet: [corp.example, "*.corp.example"'
+    assert text.count(names) == 1, "the shipped policy has another intranet"
+    text = text.replace(names, names + (f", {settings.networks}" if settings.networks else ""))
     assert text.rstrip().endswith("verdict: tunnel"), "the rules are no longer the end of the shipped policy"
     return text.rstrip() + "\n" + settings.rules.lstrip("\n")
 
@@ -75,6 +82,9 @@ class Gate:
         certificates.write_issued(names.client, self.directory, "device1")
         (self.directory / "ca.crt").write_text(names.authority.pem)
         (self.directory / "policy.yaml").write_text(policy_text(settings))
+        for name, text in settings.secrets.items():
+            (self.directory / name).touch(mode=0o600)
+            (self.directory / name).write_text(text)
         self.write_site()
         for path in [self.directory, *self.directory.iterdir()]:
             os.chown(path, host.uid, host.uid)
@@ -82,19 +92,29 @@ class Gate:
     def write_site(self) -> None:
         """Write the site file."""
         settings = self.settings
-        pins = settings.pins or (self.host.world.names.server.pin,)
         who = "root" if self.host.uid == 0 else f"#{self.host.uid}"
         (self.directory / "zonegate.yaml").write_text(
             "zonegate: 1\npolicy: policy.yaml\nrun: run\n"
             f"state: {self.state}\n"
-            "zones:\n  corporate: {tunnels: [hq]}\n"
-            "tunnels:\n  hq:\n    kind: mtls\n"
+            f"zones:\n  corporate: {{tunnels: [{settings.order}]}}\ntunnels:\n{self._tunnels()}"
+            f'people:\n  "{who}": {{zones: [corporate]}}\n'
+            + (f"limits: {{{settings.limits}}}\n" if settings.limits else "")
+        )
+
+    def _tunnels(self) -> str:
+        """What the settings say; the mtls tunnel is hq, or gw beside others."""
+        settings = self.settings
+        return settings.tunnels + (self._mtls("gw") if "gw" in settings.order else "") or self._mtls("hq")
+
+    def _mtls(self, name: str) -> str:
+        settings = self.settings
+        pins = settings.pins or (self.host.world.names.server.pin,)
+        return (
+            f"  {name}:\n    kind: mtls\n"
             f"    gateway: {settings.gateway}\n    server_name: {settings.server_name}\n"
             f"    ca: ca.crt\n    pins: {json.dumps(list(pins))}\n"
             "    certificate: device1.crt\n    key: device1.key\n"
             f"    judges_addresses: {'true' if settings.judges_addresses else 'false'}\n"
-            f'people:\n  "{who}": {{zones: [corporate]}}\n'
-            + (f"limits: {{{settings.limits}}}\n" if settings.limits else "")
         )
 
     # -- the daemon --------------------------------------------------------------------------------
@@ -150,9 +170,9 @@ class Gate:
         found: dict[str, Any] = json.loads(text)
         return found
 
-    def tunnel(self) -> dict[str, Any]:
-        """What status says of the tunnel."""
-        found: dict[str, Any] = self.status()["tunnels"]["hq"]
+    def tunnel(self, name: str = "hq") -> dict[str, Any]:
+        """What status says of a tunnel."""
+        found: dict[str, Any] = self.status()["tunnels"][name]
         return found
 
     def call(self, *arguments: str) -> Done:

@@ -45,8 +45,9 @@ _ALWAYS_ATTESTED = """
 import proxy.tunnels.keeper as k
 from proxy.tunnels.base import Attestation
 from proxy.flow import TunnelState
-_attest = k.attest
-k.attest = lambda *a: Attestation(TunnelState.ATTESTED, "assumed", "sha256:nobody", a[-1], a[-1] + (1 << 50))
+def assumed(*a):
+    return Attestation(TunnelState.ATTESTED, "assumed", "sha256:nobody", a[-1], a[-1] + (1 << 50))
+k.attest_packets = k.attest = assumed
 """
 _ANY_PEER = """
 import ssl, proxy.mtls_egress as e, proxy.channel.tls as t, proxy.worker as w
@@ -167,6 +168,11 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
         "import sys, proxy.captured as c\n"
         "for m in list(sys.modules.values()):\n"
         "    if getattr(m, '__name__', '').startswith('proxy') and hasattr(m, 'inner'): m.inner = a.inner",
+    },
+    "rebinding": {
+        "worker": "import proxy.packet_egress as p, proxy.policy.compile as c\n"
+        "p.PacketEgress._is_near = lambda self, address: False\n"
+        "c.Claims.outcome_of = lambda self, claim, name: None",
     },
     "special-ranges": {
         "worker": "import proxy.policy.compile as c\n"

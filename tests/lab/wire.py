@@ -27,14 +27,14 @@ _JEQ, _JSET, _RET = 0x15, 0x45, 0x06
 _KEEP, _SORT_OUT = 19, 18
 
 
-def _program(gateway: str, port: int) -> list[tuple[int, int, int, int]]:
-    """Sort out TCP to and from the gateway's port, unless it is a fragment; keep all the rest."""
+def _program(gateway: str, port: int, protocol: int) -> list[tuple[int, int, int, int]]:
+    """Sort out TCP (or UDP) to and from the gateway's port, unless it is a fragment; keep all the rest."""
     address = int(ipaddress.IPv4Address(gateway))
     rows: list[tuple[int, int | None, int | None, int]] = [
         (_LDH, None, None, 12),
         (_JEQ, None, _KEEP, _ETHER_IPV4),
         (_LDB, None, None, 23),
-        (_JEQ, None, _KEEP, socket.IPPROTO_TCP),
+        (_JEQ, None, _KEEP, protocol),
         (_LDH, None, None, 20),
         (_JSET, _KEEP, None, 0x3FFF),
         (_LDXMSH, None, None, 14),
@@ -74,11 +74,13 @@ class Frame:
 class Wire:
     """A link that is watched, from its making to `close`."""
 
-    def __init__(self, network: int, device: str, gateway: str, port: int) -> None:
+    def __init__(
+        self, network: int, device: str, gateway: str, port: int, protocol: int = socket.IPPROTO_TCP
+    ) -> None:
         with kernel.inside(network):
             self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
             self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
-            rows = _program(gateway, port)
+            rows = _program(gateway, port, protocol)
             code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in rows))
             program = struct.pack("HL", len(rows), ctypes.addressof(code))
             self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)

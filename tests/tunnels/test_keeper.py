@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from corporate_end import CorporateEnd, corporate_end
+from gates import gone
 from loopback import Site
 
 from proxy import children, ipc
@@ -127,6 +128,29 @@ def test_a_pinned_peer_that_answers_is_attested_and_its_proof_is_renewed(site: S
                 second = await kept.until(ATTESTED)
             assert second.deadline_ns > first.deadline_ns
             assert {judged.state for judged in kept.said} <= {TunnelState.CONNECTING, ATTESTED}
+
+    run(main)
+
+
+def test_held_down_by_hand_it_stays_down_until_it_is_let_go(site: Site, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            corporate_end(site, tmp_path) as end,
+            keeping(setup(site, end.address[1]), files(site)) as kept,
+        ):
+            await kept.until(ATTESTED)
+            holder = kept.holder
+            kept.keeper.hold_down("held down by ana")
+            down = await kept.until(DOWN)
+            assert (down.words, down.deadline_ns) == ("held down by ana", 0)
+            while not gone(holder):
+                await asyncio.sleep(0.01)
+            seen = len(kept.said)
+            await asyncio.sleep(0.5)
+            assert kept.keeper.serve() is None
+            assert {judged.state for judged in kept.said[seen:]} <= {DOWN}
+            kept.keeper.let_go()
+            await kept.until(ATTESTED)
 
     run(main)
 

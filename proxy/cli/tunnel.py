@@ -1,0 +1,163 @@
+"""`zonegate tunnel`: tunnels told, held down and taken up; and one read from a wg-quick file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from proxy.cli.ask import ask, order, value_of
+from proxy.cli.completing import tunnels
+from proxy.cli.errors import fail, warn
+from proxy.cli.status import tunnel_table
+from proxy.messages.admin import Ask
+
+_NAME = click.argument("name", shell_complete=tunnels)
+_JSON = click.option("--json", "as_json", is_flag=True, help="The answer, for programs.")
+
+
+@click.group("tunnel", short_help="list, show, hold down, take up and import tunnels")
+def command() -> None:
+    """The tunnels of the site: what is proved of them, and by hand down and up.
+
+    \b
+    zonegate tunnel list
+    zonegate tunnel down hq
+    zonegate tunnel import wg0.conf --name hq
+    """
+
+
+def _told() -> dict[str, Any]:
+    found: dict[str, Any] = value_of(ask(Ask("status", "{}")))["tunnels"]
+    return found
+
+
+def _one(name: str) -> dict[str, Any]:
+    told = _told()
+    if name not in told:
+        fail(f'"{name}" is not a tunnel of this site; there are {", ".join(told)}')
+    one: dict[str, Any] = told[name]
+    return one
+
+
+@command.command("list")
+@_JSON
+def list_tunnels(as_json: bool) -> None:
+    """Every tunnel and what is proved of it. Exit code 1 when one is not attested."""
+    told = _told()
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(tunnel_table(told))
+    sys.exit(0 if all(one["attested"] for one in told.values()) else 1)
+
+
+@command.command("show")
+@_NAME
+@_JSON
+def show(name: str, as_json: bool) -> None:
+    """One tunnel. Exit code 1 when it is not attested."""
+    one = _one(name)
+    if as_json:
+        click.echo(json.dumps(one, indent=2))
+    else:
+        packets = one["packets"] or {}
+        probe = packets.get("probe")
+        rows = {
+            "kind": one["kind"],
+            "endpoint": one["gateway"],
+            "state": one["state"],
+            "because": one["words"],
+            "peer": one["peer"],
+            "last proof": f"{one['proof_age_s']} s ago" if one["proof_age_s"] is not None else "",
+            "zones": ", ".join(one["zones"]),
+            "addresses": ", ".join(packets.get("addresses", ())),
+            "resolvers": ", ".join(packets.get("resolvers", ())),
+            "probe": f"{probe['kind']} {probe['address']}" if probe else "",
+        }
+        for key, value in rows.items():
+            if value:
+                click.echo(f"{key:<12}{value}")
+    sys.exit(0 if one["attested"] else 1)
+
+
+@command.command("down")
+@_NAME
+@_JSON
+def down(name: str, as_json: bool) -> None:
+    """Take a tunnel down; its flows are cut, and it stays down until `zonegate tunnel up`.
+
+    It outlives the daemon. Exit code 1 when that could not be written.
+    """
+    done = order("tunnel-down", tunnel=name)
+    _say(done, as_json, f"{name} is held down")
+
+
+@command.command("up")
+@_NAME
+@_JSON
+def up(name: str, as_json: bool) -> None:
+    """Let a tunnel that is held down come up again."""
+    done = order("tunnel-up", tunnel=name)
+    _say(done, as_json, f"{name} may come up; see zonegate tunnel show {name}")
+
+
+def _say(done: dict[str, Any], as_json: bool, words: str) -> None:
+    if done["trouble"]:
+        warn(done["trouble"])
+    click.echo(json.dumps(done, indent=2) if as_json else words)
+    sys.exit(1 if done["trouble"] else 0)
+
+
+@command.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--name", default="", help="What the tunnel is called; else the name of the file.")
+@click.option(
+    "--keys",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
+    help="Where its keys go; here.",
+)
+def import_file(file: Path, name: str, keys: Path) -> None:
+    """Read a wg-quick file: its keys go to files of mode 0600, its tunnel is printed for the site file.
+
+    Nothing in the file is run: one that has PostUp or the like is refused. No daemon is needed.
+    """
+    from proxy.config import is_name
+    from proxy.wg_quick import NotImported, read
+
+    name = name or file.stem.lower()
+    if not is_name(name):
+        fail(f'"{name}" is no name of a tunnel; say --name, of a-z, 0-9 and -, at most 32')
+    try:
+        found = read(file.read_text(), str(file))
+    except (NotImported, OSError, UnicodeDecodeError) as error:
+        fail(str(error))
+    private, preshared = keys / f"{name}.key", keys / f"{name}.psk"
+    written = {
+        private: found.private_key,
+        **({preshared: found.preshared_key} if found.preshared_key else {}),
+    }
+    for path, key in written.items():
+        _write_key(path, key)
+    for note in found.notes:
+        warn(note)
+    click.echo(f"# keys are in {' and '.join(map(str, written))}; this goes below tunnels: of the site file")
+    click.echo(found.snippet(name, str(private.absolute()), str(preshared.absolute())), nl=False)
+
+
+def _write_key(path: Path, key: str) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        fail(f"{path} is there already; remove it, or say another --name")
+    except OSError as error:
+        fail(f"{path} cannot be written: {error.strerror}")
+    with os.fdopen(fd, "w") as file:
+        file.write(key + "\n")

@@ -1,0 +1,390 @@
+"""A WireGuard tunnel, as root and as an ordinary user: used, lost in every way, found again, and never left.
+
+The wire between the device and the network, and the device's own loopback: nothing but datagrams between the
+device and the endpoint may be seen.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from lab import kernel
+from lab.conftest import AS_ROOT, WITH_A_CONTROL, WITHOUT, NewGate
+from lab.gate import Gate, Settings, python, remove
+from lab.kernel import Place
+from lab.packet_peer import (
+    DEVICE_INSIDE,
+    GATEWAY_INSIDE,
+    MUTE,
+    NETWORKS,
+    PORT,
+    SHARED,
+    Peer,
+    new_key,
+    public,
+)
+from lab.test_tunnel import BOUND_S, SLACK_S, assert_refused_because, assert_served, download, goes_on
+from lab.wire import Frame, Wire
+from lab.world import GATEWAY, HOSTS, INTRANET, INTRANET6, PUBLIC, PUBLIC6, ROUTER, Host, World
+
+NAME = "intranet.corp.example"
+
+
+@pytest.fixture(scope="module")
+def peer(world: World) -> Iterator[Peer]:
+    """The corporate end."""
+    made = Peer(world)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def gate(host: Host, peer: Peer) -> Iterator[Gate]:
+    """A daemon with a WireGuard tunnel, which no test ends."""
+    made = Gate(host, "wireguard", Settings(without=WITHOUT, **packets(peer, peer.tunnel(device=SHARED))))
+    try:
+        yield made.start().attested()
+    finally:
+        remove(made)
+
+
+def packets(peer: Peer, tunnels: str = "", order: str = "hq") -> dict[str, Any]:
+    """What is set for a daemon with a WireGuard tunnel."""
+    return {
+        "tunnels": tunnels or peer.tunnel(),
+        "order": order,
+        "networks": NETWORKS,
+        "secrets": peer.secrets,
+    }
+
+
+def _is_told_that_nobody_listens(frame: Frame) -> bool:
+    """The kernel tells the endpoint so when wireguard-go is gone: ICMP, of what the endpoint had sent."""
+    return (frame.kind, frame.target, frame.data[:2]) == ("icmp", GATEWAY, b"\x03\x03")
+
+
+class Wires:
+    """Both wires; `quiet` is the assertion of nearly every test."""
+
+    def __init__(self, world: World) -> None:
+        self._wires = [
+            Wire(network, device, GATEWAY, PORT, socket.IPPROTO_UDP)
+            for network, device in ((world.net, "n-device"), (world.device, "lo"))
+        ]
+
+    def seen(self) -> list[str]:
+        """What else than the tunnel's own datagrams was seen since the last look."""
+        seen = [frame for wire in self._wires for frame in wire.seen()]
+        return [str(frame) for frame in seen if not _is_told_that_nobody_listens(frame)]
+
+    def quiet(self) -> None:
+        """Nothing was."""
+        assert not (seen := self.seen()), seen[:10]
+
+    def close(self) -> None:
+        """Watch no longer."""
+        for wire in self._wires:
+            wire.close()
+
+
+@pytest.fixture
+def wires(world: World) -> Iterator[Wires]:
+    """The wires of the device, watched from the beginning of the test."""
+    made = Wires(world)
+    made.seen()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def network_of_tunnel(gate: Gate) -> Iterator[int]:
+    """A descriptor of the tunnel's namespace."""
+    fd = os.open(f"/proc/{gate.child('packet_holder')}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+# -- used --------------------------------------------------------------------------------------------
+
+
+def test_names_and_addresses_of_both_families(gate: Gate, peer: Peer, wires: Wires) -> None:
+    """Pages by name over IPv4 and IPv6; the verdict has the address that was dialled, and who the peer is."""
+    assert_served(gate)
+    row = gate.record("end", lambda row: row["name"] == NAME)
+    assert (row["address"], row["tunnel"], row["peer"]) == (INTRANET, "hq", public(peer.key))
+    assert gate.run("curl", "-sS", "-m", "10", "http://six.corp.example/").out == "the intranet\n"
+    assert gate.record("end", lambda row: row["name"] == "six.corp.example")["address"] == INTRANET6
+    assert gate.run("curl", "-sS", "-m", "10", "-o", "/dev/null", f"http://{NAME}/big/8").code == 0
+    assert {NAME, "six.corp.example"} <= set(peer.asked())
+    told = gate.tunnel()
+    assert (told["kind"], told["words"]) == ("wireguard", f"the pinned peer answers, at {GATEWAY}:{PORT}")
+    wires.quiet()
+
+
+@WITH_A_CONTROL
+def test_rebinding(new_gate: NewGate, peer: Peer, wires: Wires, control: bool) -> None:
+    """A name for a place that is not behind the tunnel, or not this name's, leads nowhere; one that changes
+    its address at every question is judged at every question."""
+    near = ["127.0.0.1", "169.254.169.254", DEVICE_INSIDE, "fe80::1", "::ffff:127.0.0.1", "198.18.0.9"]
+    names: dict[str, Sequence[object]] = {f"n{at}.corp.example": [one] for at, one in enumerate(near)}
+    names |= {"gateway.corp.example": [GATEWAY_INSIDE], "public.corp.example": [PUBLIC]}
+    gate = new_gate(*(["rebinding"] if control else []), **packets(peer)).attested()
+    peer.tell({**names, "turns.corp.example": [[GATEWAY_INSIDE], [INTRANET]]})
+    try:
+        asked = [*names, *["turns.corp.example"] * 4]
+        ask = "; ".join(f"curl -sS -m 2 http://{name}/" for name in asked)
+        said = gate.run("sh", "-c", ask).out
+    finally:
+        peer.tell({name: list(addresses) for name, addresses in HOSTS.items()})
+    rows = [row for row in gate.records() if row["record"] == "verdict"]
+    verdicts = {row["name"]: row["verdict"] for row in rows}
+    if control:
+        assert verdicts["gateway.corp.example"] == verdicts["n1.corp.example"] == "tunnel", "must be red"
+        return
+    assert {verdicts[name] for name in names} == {"block"}, verdicts
+    turns = {
+        row["address"] for row in rows if row["name"] == "turns.corp.example" and row["verdict"] != "block"
+    }
+    assert turns <= {INTRANET} and "the intranet" in said
+    wires.quiet()
+
+
+# -- the namespace -----------------------------------------------------------------------------------
+
+TARGETS = (PUBLIC, PUBLIC6, ROUTER, GATEWAY, "224.0.0.251", "ff02::1", "255.255.255.255", "169.254.169.254")
+
+
+def attempts(place: Place, *more: str) -> None:
+    """Everything that a process there can send, as root of the machine."""
+    program = " ".join(python("canary"))
+    lines = [f"{program} {what} {to}" for to in TARGETS for what in ("datagram", "stream", "ping")]
+    lines += [f"{program} {what} {PUBLIC}" for what in ("raw", *more)]
+    kernel.run(place, ["sh", "-c", " & ".join(lines) + " & wait"], limit_s=60)
+
+
+def test_nothing_leaves_its_namespace_but_by_the_tunnel(gate: Gate, wires: Wires) -> None:
+    """Not even for root of the machine: there is no other device, with the tunnel or without."""
+    world = gate.host.world
+    attempts(Place(world.device))
+    assert len(wires.seen()) > len(TARGETS), "a control must be red"
+    with network_of_tunnel(gate) as network:
+        shown = kernel.run(Place(network), ["ip", "-br", "link"]).out
+        names = {line.split()[0].partition("@")[0] for line in shown.splitlines()}
+        assert {name for name in names if not name.startswith("zg")} <= {
+            "lo",
+            "sit0",
+            "ip6tnl0",
+            "tunl0",
+            "gre0",
+        }
+        attempts(Place(network), "device", "discovery")
+        wires.quiet()
+        os.kill(_wireguard_go(gate), signal.SIGKILL)
+        kernel.until("the device is gone", lambda: "zg" not in _links(network))
+        attempts(Place(network), "device", "discovery")
+        wires.quiet()
+    gate.attested()
+
+
+def _links(network: int) -> str:
+    return kernel.run(Place(network), ["ip", "-br", "link"]).out
+
+
+def _wireguard_go(gate: Gate) -> int:
+    def find() -> int:
+        for pid in kernel.descendants(gate.pid):
+            if kernel.command_of(pid).startswith("wireguard-go"):
+                return pid
+        return 0
+
+    return kernel.until("wireguard-go", find)
+
+
+# -- lost and found ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A way of losing the tunnel and of getting it back; `restore` None is by itself."""
+
+    id: str
+    lose: Callable[[Gate, Peer], None]
+    restore: Callable[[Peer], None] | None
+    words: str
+    both: bool = False
+
+
+def _kill(module: str) -> Callable[[Gate, Peer], None]:
+    return lambda gate, _: os.kill(gate.child(module), signal.SIGKILL)
+
+
+def _change_device(gate: Gate, _: Peer) -> None:
+    """Root of the machine adds a peer of its own to the tunnel's device."""
+    pid = _wireguard_go(gate)
+    mounts = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        place = Place(gate.host.world.device, mounts)
+        name = kernel.command_of(pid).split()[-1]
+        changed = ["wg", "set", name, "peer", public(new_key()), "allowed-ips", "10.99.0.0/16"]
+        assert kernel.run(place, changed).code == 0
+    finally:
+        os.close(mounts)
+
+
+FAULTS = (
+    Fault(
+        "wireguard-go is killed",
+        lambda gate, _: os.kill(_wireguard_go(gate), signal.SIGKILL),
+        None,
+        "",
+        both=True,
+    ),
+    Fault("its inner holder is killed", _kill("packet_holder"), None, ""),
+    Fault(
+        "the gateway forgets the device",
+        lambda _, peer: peer.configure(knows=False),
+        lambda peer: peer.configure(),
+        "it no longer knows this device's key",
+    ),
+    Fault(
+        "another peer is in its place",
+        lambda _, peer: peer.configure(key=new_key()),
+        lambda peer: peer.configure(),
+        "another peer has taken its place",
+    ),
+    Fault(
+        "nothing listens at the endpoint",
+        lambda _, peer: peer.end(),
+        lambda peer: peer.start(),
+        "cannot be reached: Connection refused",
+    ),
+    Fault("somebody adds a peer to its device", _change_device, None, "which is not pinned"),
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
+def test_lost_and_back(gate: Gate, peer: Peer, wires: Wires, fault: Fault) -> None:
+    """The running download is cut, new requests are refused, readably; later all is good again, unaided."""
+    if not fault.both and gate.host.uid:
+        return  # nothing in it depends on the user
+    gate.attested()
+    bubble = download(gate)
+    fault.lose(gate, peer)
+    try:
+        assert "ConnectionResetError" in bubble.says("after", BOUND_S + SLACK_S)
+        if fault.words:
+            kernel.until("status says why", lambda: fault.words in gate.tunnel()["words"], 20)
+            assert_refused_because(gate, fault.words)
+    finally:
+        if fault.restore is not None:
+            fault.restore(peer)
+        elif fault.words:
+            os.kill(_wireguard_go(gate), signal.SIGKILL)  # only a new device is as it was made
+    gate.attested()
+    assert_served(gate)
+    wires.quiet()
+
+
+@AS_ROOT
+def test_the_peer_moves(gate: Gate, peer: Peer) -> None:
+    """Its key is what counts: it is followed to another port without a gap, and that is told."""
+    gate.attested()
+    bubble = download(gate)
+    try:
+        peer.move(PORT + 1)
+        kernel.until(
+            "it is told", lambda: gate.tunnel()["words"].endswith(f"answers, at {GATEWAY}:{PORT + 1}")
+        )
+        assert goes_on(bubble, 1.0)
+        assert f"the pinned peer answers, at {GATEWAY}:{PORT + 1}" in gate.said()
+    finally:
+        peer.move(PORT)
+    kernel.until("it is back", lambda: gate.tunnel()["words"].endswith(f"at {GATEWAY}:{PORT}"))
+
+
+@AS_ROOT
+def test_down_by_hand(gate: Gate, wires: Wires) -> None:
+    """`zonegate tunnel down` cuts and refuses, in words; `up` is good again."""
+    gate.attested()
+    bubble = download(gate)
+    assert gate.call("tunnel", "down", "hq").code == 0
+    assert "ConnectionResetError" in bubble.says("after")
+    assert_refused_because(gate, "held down by root")
+    shown = gate.call("tunnel", "show", "hq")
+    assert shown.code == 1 and "held down by root" in shown.out and "zonegate tunnel up hq" in shown.out
+    assert gate.call("tunnel", "up", "hq").code == 0
+    gate.attested()
+    assert_served(gate)
+    assert gate.call("tunnel", "list").code == 0
+    wires.quiet()
+
+
+def last_tunnel(gate: Gate) -> str:
+    """The tunnel of the flow that was admitted last; its verdict is written before it is served."""
+    return str(gate.record("verdict", lambda row: row["name"] == NAME and row["tunnel"])["tunnel"])
+
+
+@AS_ROOT
+def test_never_up_in_words(new_gate: NewGate, peer: Peer, world: World, wires: Wires) -> None:
+    """Each reason for not coming up has its own words; the zone takes the tunnel that is up."""
+    tunnels = {
+        "wrong": peer.tunnel("wrong", device=MUTE, peer=public(new_key())),
+        "closed": peer.tunnel("closed", endpoint=f"{GATEWAY}:{PORT + 9}"),
+        "nowhere": peer.tunnel("nowhere", endpoint="10.99.99.99:51820"),
+        "mute": peer.tunnel("mute", device=MUTE, probe="icmp 10.77.99.99"),
+        "hq": peer.tunnel("hq", probe=f"icmp {GATEWAY_INSIDE}"),
+    }
+    kernel.must(world.device, "ip route add unreachable 10.99.99.99/32")
+    try:
+        order = "wrong, closed, nowhere, mute, hq"
+        gate = new_gate(**packets(peer, "".join(tunnels.values()), order)).attested()
+        expected = {
+            "wrong": "has another key than the pinned one",
+            "closed": f"{GATEWAY}:{PORT + 9} cannot be reached: Connection refused",
+            "nowhere": "cannot be reached: No route to host",
+            "mute": "is there, but no answer to the probe",
+        }
+        for name, words in expected.items():
+            kernel.until(words, lambda name=name, words=words: words in gate.tunnel(name)["words"])  # type: ignore[misc]
+            assert not gate.tunnel(name)["attested"]
+        assert_served(gate)
+        assert last_tunnel(gate) == "hq"
+    finally:
+        kernel.must(world.device, "ip route del unreachable 10.99.99.99/32")
+    strange = [seen for seen in wires.seen() if f"{GATEWAY}:{PORT + 9}" not in seen]
+    assert not strange, strange[:10]
+
+
+@AS_ROOT
+def test_another_kind_takes_over(new_gate: NewGate, peer: Peer, world: World) -> None:
+    """An mtls and a WireGuard tunnel in one zone: flows of the lost one are cut, new ones take the other, and
+    when the first is back new ones take it again and the open ones stay."""
+    gate = new_gate(**packets(peer, order="gw, hq")).attested()
+    kernel.until("both are attested", lambda: gate.tunnel("gw")["attested"])
+    through_gateway = download(gate)
+    world.gateway.end()
+    try:
+        assert "ConnectionResetError" in through_gateway.says("after", BOUND_S + SLACK_S)
+        assert_served(gate)
+        assert last_tunnel(gate) == "hq"
+        through_peer = download(gate)
+    finally:
+        world.gateway.start()
+    kernel.until("the first is back", lambda: gate.tunnel("gw")["attested"])
+    assert_served(gate)
+    assert last_tunnel(gate) == "gw"
+    through_peer.says(" ")
