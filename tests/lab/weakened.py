@@ -131,6 +131,16 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
     "yes-to-all": {
         "holder": "import asyncio, proxy.holder as h\nh._must_refuse = lambda *a: asyncio.sleep(0)",
     },
+    "lock": {
+        "cli": "import proxy.crew as c\n"
+        "async def lock(self, words): return 0\n"
+        "c.Worker.locked, c.Worker.lock = property(lambda self: '', lambda self, words: None), lock",
+    },
+    "judged-again": {
+        "worker": "import proxy.worker as w\n"
+        "async def judge(self, because): return 0\n"
+        "w.Worker._judge_again = judge",
+    },
     "audit": {
         "worker": "import proxy.audit as a, proxy.worker as w\n"
         "_verdict = a.Segment.verdict\n"
