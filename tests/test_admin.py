@@ -242,14 +242,14 @@ def test_a_user_who_comes_again_and_again_does_not_keep_out_who_runs_the_daemon(
     monkeypatch.setattr(admin, "MAX_PEERS_OF_USER", 20)
 
     async def main() -> None:
-        async with listening(path):
+        async with listening(path) as there:
             with process(uid=NOBODY, then=_PESTER.format(path=str(path), seconds=2)) as pest:
                 await asyncio.sleep(1)
                 for _ in range(5):
                     assert isinstance(await ask(path), Answer)
+                    assert len(there._tasks) < 40
                 assert pest.stdout is not None
-                held = await asyncio.to_thread(pest.stdout.readline)
-                assert 0 < int(held) < 40
+                assert int(await asyncio.to_thread(pest.stdout.readline)) > 0
 
     asyncio.run(main())
 

@@ -35,7 +35,7 @@ def test_the_loop_turns_while_a_policy_is_made_and_the_policy_is_the_same() -> N
         return work.result(), turns
 
     policy, turns = asyncio.run(scenario())
-    assert turns > 10
+    assert turns > 1, "it was made in the loop itself"
     assert policy.model == load(SHIPPED.read_bytes(), "p").model
 
 

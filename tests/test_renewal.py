@@ -17,7 +17,10 @@ from proxy.config import Tunnel
 from proxy.renewal import Renewal, follow
 from proxy.site import Secret, TunnelFiles, tunnel_files
 
-NOW = datetime.now(UTC)
+
+def now() -> datetime:
+    """A moment in which whatever was issued before is valid."""
+    return datetime.now(UTC)
 
 
 @pytest.fixture(scope="module")
@@ -44,30 +47,30 @@ def put(tunnel: Tunnel, issued: Issued) -> None:
 
 
 def client(site: Site, **more: Any) -> Issued:
-    return issue_client(site.authority, "laptop", **{"now": NOW, **more})
+    return issue_client(site.authority, "laptop", **{"now": now(), **more})
 
 
 def test_untouched_files_are_nothing_new(tunnel: Tunnel) -> None:
     looked = Renewal(tunnel)
     in_use = tunnel_files(tunnel)
-    assert looked.wanted(in_use, NOW) is None
+    assert looked.wanted(in_use, now()) is None
     tunnel.certificate.write_text(tunnel.certificate.read_text())
-    assert (looked.wanted(in_use, NOW), looked.trouble) == (None, "")
+    assert (looked.wanted(in_use, now()), looked.trouble) == (None, "")
 
 
 def test_a_whole_new_pair_is_wanted_until_it_is_in_use(site: Site, tunnel: Tunnel) -> None:
     looked = Renewal(tunnel)
     in_use = tunnel_files(tunnel)
     put(tunnel, client(site))
-    wanted = looked.wanted(in_use, NOW)
-    assert wanted is not None and wanted is looked.wanted(in_use, NOW)
-    assert looked.wanted(wanted, NOW) is None
+    wanted = looked.wanted(in_use, now())
+    assert wanted is not None and wanted is looked.wanted(in_use, now())
+    assert looked.wanted(wanted, now()) is None
 
 
 def test_what_is_changed_between_the_start_and_the_first_look_is_seen(site: Site, tunnel: Tunnel) -> None:
     in_use = tunnel_files(tunnel)
     put(tunnel, client(site))
-    assert Renewal(tunnel).wanted(in_use, NOW) is not None
+    assert Renewal(tunnel).wanted(in_use, now()) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ HALVES = [
 @pytest.mark.parametrize("case", HALVES, ids=str)
 def test_what_is_not_whole_and_valid_changes_nothing(site: Site, tunnel: Tunnel, case: Half) -> None:
     looked, in_use, new = Renewal(tunnel), tunnel_files(tunnel), client(site)
-    assert looked.wanted(in_use, NOW) is None
+    assert looked.wanted(in_use, now()) is None
     match case.how:
         case "key":
             tunnel.key.write_bytes(new.key_pem)
@@ -114,20 +117,20 @@ def test_what_is_not_whole_and_valid_changes_nothing(site: Site, tunnel: Tunnel,
             put(tunnel, new)
             tunnel.key.chmod(0o640)
         case "old":
-            put(tunnel, client(site, now=NOW - timedelta(days=9), days=3))
+            put(tunnel, client(site, now=now() - timedelta(days=9), days=3))
         case "early":
-            put(tunnel, client(site, now=NOW + timedelta(days=1)))
+            put(tunnel, client(site, now=now() + timedelta(days=1)))
         case "server":
-            put(tunnel, issue_server(site.authority, ["gate.example"], now=NOW))
+            put(tunnel, issue_server(site.authority, ["gate.example"], now=now()))
         case "ca":
             tunnel.ca.write_text("-----BEGIN CERTIFICATE-----\n")
-    assert looked.wanted(in_use, NOW) is None
+    assert looked.wanted(in_use, now()) is None
     assert case.said in looked.trouble
     tunnel.ca.write_text(site.authority.pem)
     tunnel.key.touch(mode=0o600)
     tunnel.key.chmod(0o600)
     put(tunnel, new)
-    assert (looked.wanted(in_use, NOW) is not None, looked.trouble) == (True, "")
+    assert (looked.wanted(in_use, now()) is not None, looked.trouble) == (True, "")
 
 
 class FakeKeeper:
