@@ -23,9 +23,11 @@ class Places:
     state: Path
 
     @classmethod
-    def of(cls, run: Path | None, state: Path | None, environment: Mapping[str, str]) -> Places:
-        """The places that its site names, or those of this user."""
-        uid = os.geteuid()
+    def of(
+        cls, run: Path | None, state: Path | None, environment: Mapping[str, str], uid: int | None = None
+    ) -> Places:
+        """The places that its site names, or those of this user, or of another one."""
+        uid = os.geteuid() if uid is None else uid
         return cls(run or run_directory(uid, environment), state or state_directory(uid, environment))
 
 

@@ -113,10 +113,10 @@ class Gate:
 
 
 @contextlib.contextmanager
-def gate() -> Iterator[Gate]:
+def gate(kind: type[Gate] = Gate) -> Iterator[Gate]:
     """A place, and its end. Not below pytest's directories: a socket's path must be short."""
     with tempfile.TemporaryDirectory(prefix="zonegate-test-") as directory:
-        there = Gate(Path(directory))
+        there = kind(Path(directory))
         try:
             yield there
         finally:

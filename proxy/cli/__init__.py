@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "passwd": ("proxy.cli.passwd", "logins and passwords of explicit listeners"),
     "gateway": ("proxy.cli.gateway", "run the corporate end of an mtls tunnel"),
     "ca": ("proxy.cli.ca", "the inspection CA: create, show, rotate"),
+    "systemd": ("proxy.cli.systemd", "units with which systemd runs the daemon"),
     "completion": ("proxy.cli.completion", "complete commands in bash, zsh or fish"),
     "check": ("proxy.cli.check", "what is wrong with policy files"),
     "test": ("proxy.cli.test", "run policy tests and their claims"),
