@@ -1,4 +1,4 @@
-"""Keys are where they are needed and nowhere else: in no argument, environment, log, no file but their own."""
+"""Keys are where they are needed and nowhere else: no argument, environment or log, no file but their own."""
 
 from __future__ import annotations
 
