@@ -176,6 +176,10 @@ def _inspection(policy: Policy, zones: Collection[str]) -> Iterator[tuple[Where,
         for zone in _concerns(entry.match, zones) if asked else ():
             words = ", ".join(sorted(asked))
             yield entry.at, f'"{entry.id}" needs {words} and zone {zone} has no inspection; it blocks there'
+    for destination in policy.model.destinations:
+        for zone in zones if destination.scan else ():
+            what = f'"{destination.name}" is scanned and zone {zone} has no inspection'
+            yield destination.at, f"{what}; nothing goes there from it"
 
 
 def _addresses(policy: Policy, zones: Collection[str]) -> Iterator[tuple[Where, str]]:

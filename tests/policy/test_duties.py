@@ -8,8 +8,12 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
+from typing import Any
 
+import naive_policy as naive
 import pytest
+import random_policies as random
 from test_schemas import SCHEMAS, as_editor, is_valid
 
 from proxy.flow import FAILED, Flow, Stage, Transfer, TunnelFact, TunnelState, Verdict
@@ -18,7 +22,7 @@ from proxy.policy.coverage import measure
 from proxy.policy.duty_diff import compare_duties
 from proxy.policy.facts import make_situation
 from proxy.policy.inspected import Scope, inspected
-from proxy.policy.lint import lint
+from proxy.policy.lint import Site, lint
 from proxy.policy.model import Quota, Scan
 from proxy.policy.mutants import mutants
 from proxy.policy.prove import Prover
@@ -319,3 +323,27 @@ def test_the_guide_shows_what_loads() -> None:
         ("card-numbers", "private-keys"), ("projects",)
     )
     assert made.is_opaque(flow(made, host="pinned.bank.example"))
+
+
+def test_a_scan_where_nothing_is_inspected_is_a_doubt() -> None:
+    found = [str(one) for one in lint(policy(SHARING), Site(without_inspection=["corporate"]))]
+    assert any('"sharing" is scanned and zone corporate has no inspection' in line for line in found)
+
+
+def test_random_policies_with_scans_are_judged_as_they_read_and_proved_as_they_are_judged() -> None:
+    kept = 0
+    for i in range(60):
+        rng = Random(f"scans/{i}")
+        keys = random.policy(rng)
+        scanned = {"to": ["git.corp.example", "*.net.example", "10.20.0.0/24"], "scan": ["iban"]}
+        define: dict[str, Any] = random.DEFINE
+        keys["define"] = {**define, "destinations": {**define["destinations"], "scanned": scanned}}
+        made = random.load(keys)
+        for _ in range(60):
+            there, tunnel = random.flow(rng), random.tunnel(rng)
+            judged = made.judge(there, tunnel)
+            assert (judged.verdict, judged.because.id) == naive.judge(made.model, there, tunnel)
+            kept += judged.because.id == "scan:scanned"
+        if i < 8:
+            list(Prover(made).dead_rules())  # a Disagreement is raised
+    assert kept > 20
