@@ -91,6 +91,7 @@ class Tallies:
 
 
 type HandOver = Callable[[PlainChannel, Flow, bytes, Visitor, str], Awaitable[Refusal | None]]
+UNSCANNED = gate_refusal("unscanned", "what goes there is scanned, and here it could not be")
 NO_INSPECTOR = gate_refusal("no-inspector", "it has to be inspected, and there is no inspector here")
 
 
@@ -203,6 +204,10 @@ class Passage:
         number: str,
     ) -> Refusal | None:
         """Record, dial, relay, record. A Refusal when nothing of the destination reached the client."""
+        scan = admission.policy.scan(flow)
+        if scan is not None and scan.block:  # whoever judged it: no relay looks into what it carries
+            self._record_refusal(UNSCANNED, flow, visitor, number)
+            return UNSCANNED
         pocket = pocket_of(self._accounts, admission.policy, flow)
         if pocket is not None and (refusal := await pocket.opening()) is not None:
             pocket.close()

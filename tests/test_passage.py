@@ -25,7 +25,7 @@ from proxy.audit import AuditUnwritable, EndRecord, Record, Segment, Tally, Verd
 from proxy.channel import PlainChannel, Reset
 from proxy.flow import NEVER, Flow, Protocol, Verdict
 from proxy.flow_table import FlowTable
-from proxy.gate import Gate, gate_refusal
+from proxy.gate import Admission, Gate, gate_refusal
 from proxy.passage import Passage, Visitor
 from proxy.policy import load
 from proxy.policy.model import Quota
@@ -701,5 +701,25 @@ rules: [{id: any, match: {to: site}, verdict: tunnel}]
             assert refused.startswith(b"HTTP/1.1 403") and b"opens again 2026-01-05 13:00 UTC" in refused
             ends = [record for record in there.records() if isinstance(record, EndRecord)]
             assert sum(end.bytes_up for end in ends) == 2000 and "quota used up" in ends[-1].why
+
+    run(main())
+
+
+def test_what_has_to_be_scanned_is_never_relayed(run: Run, world: Make) -> None:
+    """Also where the judge was told the request, and so would let the flow go."""
+    policy = b"""
+policy: 1
+name: scans
+define: {zones: [corporate], destinations: {site: {to: site.example, scan: [card-numbers]}}}
+rules: [{id: any, match: {to: site}, verdict: tunnel}]
+"""
+
+    async def main() -> None:
+        async with world(Protocol.HTTP) as there:
+            there.gate.policy = load(policy, "scans.yaml")
+            known = there.flow(protocol=Protocol.HTTP, method="POST", path="/")
+            assert isinstance(there.gate.ask(known), Admission)
+            assert b"is scanned" in await there.say(known, request())
+            assert there.verdict().because.id == "unscanned"
 
     run(main())
