@@ -32,8 +32,9 @@ pyproject.toml, and this is what it is about):
     wireguard, packet_holder               a packet tunnel's two holders; what they use: its namespace,
                                            wireguard_device, shuttle, probing
     crew, reception, admin, remains        workers, who may enter, the admin socket, what is left
+    handing_over, inspection/, inspectors  what is looked into: given away, carried, and who watches that
     gateway/                               the corporate end of mtls
-    worker, supervisor                     the only places that wire
+    worker, inspector, supervisor          the only places that wire
     attach                                 a namespace that was there before, as a zone
     leaktest/                              every known way out, tried on this machine
     demo/, cli/                            the demonstration, the commands

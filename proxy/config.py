@@ -31,7 +31,10 @@ MAX_TUNNELS = 15  # their descriptors travel in one message
 type AnyTunnel = Tunnel | WireguardTunnel
 type _ReadNamed[T] = Callable[[str, Node], T | None]
 
-_TOP = ("zonegate", "policy", "run", "state", "zones", "tunnels", "people", "listen", "limits", "inspection")
+_TOP = (
+    "zonegate", "policy", "run", "state", "zones", "tunnels", "people", "listen", "limits", "inspection",
+    "trust",
+)  # fmt: skip
 _LISTENER = ("kind", "address", "zone", "auth", "certificate", "key")
 _TUNNEL = ("kind", "gateway", "server_name", "ca", "pins", "certificate", "key", "judges_addresses")
 
@@ -56,13 +59,15 @@ class Zone:
     """One zone: its tunnels in the order in which they are tried, and whether its flows are recorded.
 
     `counted_only` is for a personal zone: its flows are counted and not logged. Where the gate `inspects`,
-    flows whose verdict depends on what is in them are looked into, and its programs trust the inspection CA.
+    flows whose verdict depends on what is in them are looked into, and its programs trust the inspection CA;
+    `http2` lets them speak HTTP/2 there.
     """
 
     name: str
     tunnels: tuple[str, ...]
     counted_only: bool
     inspects: bool = False
+    http2: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,7 @@ class Site:
     max_flows: int
     max_names: int
     inspection: Path | None = None  # the directory of the inspection CA
+    trust: Path | None = None  # the roots by which inspected destinations are verified
 
     def may_enter(self, zone: str, uid: int, login: str, groups: Sequence[str]) -> tuple[str, ...] | None:
         """The policy's groups of a user, from every row that fits; None where none lets that user in."""
@@ -193,6 +199,7 @@ class _Reader:
             self._limit(limits.get("flows"), "flows", MAX_FLOWS),
             self._limit(limits.get("names"), "names", MAX_NAMES),
             inspection,
+            self._path(top.get("trust"), "trust"),
         )
 
     def _named[T](self, node: Node | None, what: str, read: _ReadNamed[T]) -> dict[str, T]:
@@ -248,7 +255,7 @@ class _Reader:
 
     def _zone(self, name: str, node: Node, tunnels: Collection[str]) -> Zone | None:
         reading, what = self._reading, f'zone "{name}"'
-        keys = reading.mapping(node, what, ("tunnels", "audit", "inspect"), ("tunnels",))
+        keys = reading.mapping(node, what, ("tunnels", "audit", "inspect", "http2"), ("tunnels",))
         listed = self._listed(keys.get("tunnels"), what, "tunnel", tunnels)
         if len(listed) > MAX_TUNNELS:
             reading.problem(node, f"{what} has {len(listed)} tunnels; write at most {MAX_TUNNELS}")
@@ -256,7 +263,8 @@ class _Reader:
             reading.choice(keys["audit"], f"audit of {what}", ("flows", "counts")) if "audit" in keys else ""
         )
         inspects = reading.boolean(keys["inspect"], f"inspect of {what}") if "inspect" in keys else False
-        return Zone(name, listed, audit == "counts", inspects or False)
+        http2 = reading.boolean(keys["http2"], f"http2 of {what}") if "http2" in keys else False
+        return Zone(name, listed, audit == "counts", inspects or False, http2 or False)
 
     def _listener(self, name: str, node: Node, zones: Collection[str]) -> Listener | None:
         reading, what = self._reading, f'listener "{name}"'

@@ -88,6 +88,8 @@ class Post:
 class Worker:
     """One worker process of a post. `answer` is asked for names; it must not wait."""
 
+    module = "worker"
+
     def __init__(
         self,
         post: Post,
@@ -128,19 +130,24 @@ class Worker:
         """The tunnels that it was configured with."""
         return self.loaded.site.zones[self.post.zone].tunnels
 
+    @property
+    def inspector(self) -> Worker | None:
+        """The inspector beside it, None where there is none."""
+        return None
+
     async def start(self) -> None:
         """Start and configure the process; CrewError when it is not what it must be."""
         ours, theirs = ipc.pair()
         ipc.refuse_descriptors(ours)
-        self._process = await children.start_sealed("worker", theirs, structural=self._structural)
+        self._process = await children.start_sealed(self.module, theirs, structural=self._structural)
         self._link = link = Link[FromWorker](ours, FROM_WORKER)
         try:
             async with asyncio.timeout(READY_LIMIT_S):
                 first, _ = await link.receive()
         except (ipc.LinkBroken, TimeoutError) as error:
-            raise CrewError(f"the worker of zone {self.post.zone} did not start: {error}") from error
+            raise CrewError(f"the {self.module} of zone {self.post.zone} did not start: {error}") from error
         if not isinstance(first, Sealed) or (self._structural and not first.structural):
-            raise CrewError("the worker found itself able to make sockets; it was not let in")
+            raise CrewError(f"the {self.module} found itself able to make sockets; it was not let in")
         self._configure(link)
 
     def _configure(self, link: Link[FromWorker]) -> None:
@@ -165,6 +172,7 @@ class Worker:
                 counted_only=zone.counted_only,
                 max_flows=loaded.site.max_flows,
                 segment_bytes=SEGMENT_BYTES,
+                inspects=zone.inspects,
             ),
             fds,
         )
@@ -176,6 +184,10 @@ class Worker:
     def _send(self, message: object, fds: Sequence[int] = ()) -> None:
         if self._link is not None:
             self._link.send(message, fds)
+
+    def reloaded(self, loaded: Loaded) -> None:
+        """The site was read again."""
+        self.loaded = loaded
 
     # -- what it is told ---------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ from proxy.relay import Counts
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class OpenFlow:
-    """One open flow, and why it was admitted. `reset` resets both of its sockets; `cut_because` is set when
-    the gate did it."""
+    """One open flow, or a request of one that is `inspected`, and why it was admitted. `reset` resets both of
+    its sockets; `cut_because` is set when the gate did it."""
 
     id: str
     bubble: str
@@ -30,6 +30,7 @@ class OpenFlow:
     because: str = ""
     counts: Counts = field(default_factory=Counts)
     cut_because: str = ""
+    inspected: bool = False
 
 
 class FlowTable:

@@ -24,6 +24,7 @@ from proxy.flow import (
     Protocol,
     Refusal,
     Stage,
+    Transfer,
     TunnelState,
     Verdict,
 )
@@ -146,9 +147,15 @@ class Gate:
         text = f"{said}tunnel {tunnel} is not proved: {words}"
         return Refusal(replace(because, text=text), TUNNEL_CURE, tunnel)
 
-    def admits_still(self, flow: Flow, tunnel: str, now: datetime) -> bool:
-        """Whether an open flow would be admitted now, through the same tunnel, by the policy in force."""
-        return isinstance(self.ask(replace(flow, at=now), tunnel), Admission)
+    def admits_still(self, flow: Flow, tunnel: str, now: datetime, *, inspected: bool = False) -> bool:
+        """Whether an open flow would be admitted now, through the same tunnel, by the policy in force.
+
+        One that is inspected may be one to inspect still; an upload that goes on may not.
+        """
+        answer = self.ask(replace(flow, at=now), tunnel)
+        if isinstance(answer, Inspect):
+            return inspected and flow.transfer is not Transfer.UPLOAD
+        return isinstance(answer, Admission)
 
 
 def _decide(policy: Policy, flow: Flow, egresses: Sequence[Egress]) -> Decision:

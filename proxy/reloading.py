@@ -104,7 +104,7 @@ class Reloads:
         for fate in fates:
             worker = self._daemon.workers.get((fate.post.zone, fate.post.uid))
             if worker is not None and fate.what in ("kept", "policy"):
-                worker.loaded = new
+                worker.reloaded(new)
         rows = await asyncio.gather(*(self._carry_out(fate, new) for fate in fates))
         return _told(changes, [row for row, _ in rows], [told for _, told in rows if told], new)
 

@@ -115,6 +115,7 @@ class Loaded:
     files: Mapping[str, TunnelKeys]
     inspection: Authority | None = None
     listeners: Mapping[str, ListenerFiles] = field(default_factory=dict)
+    trust: bytes | None = None
 
     def roots(self, zone: str) -> str:
         """What the programs of a zone are to trust as well: PEM, "" where it is not inspected."""
@@ -152,14 +153,32 @@ def load_site(file: Path) -> Loaded:
             problems += _listener_problems(site, listener, listeners[name])
         except SiteError as error:
             problems.append(str(error))
-    inspection = None
+    inspection = trust = None
     try:
         inspection = inspection_ca.read(site.inspection) if site.inspection else None
-    except CaError as error:
+        trust = _trusted(site)
+    except (CaError, SiteError) as error:
         problems.append(str(error))
     if problems:
         raise SiteError("\n".join(problems))
-    return Loaded(site, policy_text, policy, files, inspection, listeners)
+    return Loaded(site, policy_text, policy, files, inspection, listeners, trust)
+
+
+def _trusted(site: Site) -> bytes | None:
+    """The roots by which inspected destinations are verified. Raises SiteError."""
+    if site.trust is None:
+        if zone := next((zone.name for zone in site.zones.values() if zone.inspects), ""):
+            raise SiteError(
+                f'{site.file}: zone "{zone}" inspects, and nothing verifies its destinations; '
+                "name a file of root certificates under trust, such as /etc/ssl/certs/ca-certificates.crt"
+            )
+        return None
+    text = _read(site.trust, "bundle of trusted roots")
+    try:
+        x509.load_pem_x509_certificates(text)
+    except ValueError as error:
+        raise SiteError(f"{site.trust}: trust holds no root certificate in PEM") from error
+    return text
 
 
 def _zones(site: Site, policy: Policy) -> list[str]:

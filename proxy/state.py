@@ -107,7 +107,12 @@ def status(daemon: Daemon, uid: int) -> dict[str, Any]:
         "quotas": quota_service.status(
             daemon.quotas, daemon.loaded.policy, None if everything else identity(uid).login
         ),
-        "trouble": [worker["audit_trouble"] for worker in workers if worker["audit_trouble"]],
+        "trouble": [
+            process["audit_trouble"]
+            for worker in workers
+            for process in (worker, worker["inspector"])
+            if process and process["audit_trouble"]
+        ],
     }
 
 
@@ -205,6 +210,23 @@ def _worker(zone: str, uid: int, worker: Worker) -> dict[str, Any]:
         "pid": worker.pid,
         "enforcement": worker.enforcement,
         "open_flows": report.open_flows,
+        "admitted": report.admitted,
+        "refused": report.refused,
+        "bytes_up": report.bytes_up,
+        "bytes_down": report.bytes_down,
+        "audit_trouble": _one_line(report.audit_trouble),
+        "inspector": _inspector(worker.inspector),
+    }
+
+
+def _inspector(inspector: Worker | None) -> dict[str, Any] | None:
+    """The inspector beside a worker, which counts requests."""
+    if inspector is None:
+        return None
+    report = inspector.report
+    return {
+        "pid": inspector.pid,
+        "open": report.open_flows,
         "admitted": report.admitted,
         "refused": report.refused,
         "bytes_up": report.bytes_up,

@@ -40,6 +40,7 @@ from proxy.audit import AuditUnwritable, rfc3339
 from proxy.crew import Bubble, CrewError, Post, Worker
 from proxy.flow import TunnelState
 from proxy.held import Held
+from proxy.inspectors import InspectingWorker
 from proxy.journal import JournalUnusable
 from proxy.locks import Locks
 from proxy.messages.admin import Answer, Ask, Denied, Enter, Entered, Leave, Order, Stop
@@ -309,7 +310,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            worker = Worker(
+            kind = InspectingWorker if self.loaded.site.zones[post.zone].inspects else Worker
+            worker = kind(
                 post,
                 self.loaded,
                 self.keepers,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import batched
-from typing import assert_never
+from typing import Any, assert_never
 
 import uvloop
 
@@ -38,8 +38,10 @@ from proxy.flow import NEVER, UNKNOWN, Flow, IPAddress
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import Gate
 from proxy.hand import Hand
+from proxy.handing_over import HandingOver
 from proxy.link import Link
 from proxy.messages.holding import TunnelSetup
+from proxy.messages.inspection import InspectorDoor, NoInspector
 from proxy.messages.worker import (
     TO_WORKER,
     AddressAnswer,
@@ -81,6 +83,11 @@ JUDGED_PER_TURN = 128  # well under 5 ms
 
 def main(arguments: Sequence[str]) -> None:
     """Work until the supervisor's end of the link (a descriptor, the first argument) is gone."""
+    run(arguments, Worker, TO_WORKER)
+
+
+def run(arguments: Sequence[str], kind: type[Worker], accepted: Sequence[type[Any]]) -> None:
+    """The life of a worker of some kind, which hears `accepted`."""
     sock = socket.socket(fileno=int(arguments[0]))
     prctl.no_core_dump()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -88,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         ipc.send(sock, Sealed(is_sealed()))
         configure, fds = ipc.receive(sock, [Configure])
-        uvloop.run(_work(sock, configure, fds))
+        uvloop.run(_work(kind, sock, accepted, configure, fds))
     except ipc.LinkBroken:
         return
 
@@ -109,9 +116,14 @@ def boot_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-async def _work(sock: socket.socket, configure: Configure, fds: list[int]) -> None:
-    link: Link[ToWorker] = Link(sock, TO_WORKER)
-    worker = Worker(link, configure, fds)
+async def _work(
+    kind: type[Worker],
+    sock: socket.socket,
+    accepted: Sequence[type[Any]],
+    configure: Configure,
+    fds: list[int],
+) -> None:
+    worker = kind(Link(sock, accepted), configure, fds)
     gc.collect()
     gc.freeze()
     await worker.work()
@@ -132,7 +144,8 @@ class Worker:
             self._egresses[setup.name] = egress = _egress(setup, given, backlog)
             self._connect_holder(egress, next(given))
         policy = load(ipc.read_file(policy_fd), configure.policy_file, OWN_NETWORKS)
-        self._gate = Gate(policy, tuple(self._egresses.values()))
+        self._gate = Gate(policy, tuple(self._egresses.values()), inspects=configure.inspects)
+        self._handing_over = HandingOver(link.send)
         self._most = min(configure.max_flows, _flows_that_fit())
         self._table = FlowTable(self._most)
         if configure.counted_only:
@@ -142,11 +155,17 @@ class Worker:
             self._records = Segment(segment_fd, max_bytes=configure.segment_bytes)
         self._segments = 0
         self._asking = Asking(link.send)
-        self._accounts = Accounts(self._asking.quota, _now)
+        self._accounts = Accounts(self._asking.quota, utc_now)
         self._passage = Passage(
-            self._gate, self._table, self._records, _now, _numbers(), accounts=self._accounts
+            self._gate,
+            self._table,
+            self._records,
+            utc_now,
+            _numbers(),
+            accounts=self._accounts,
+            hand_over=self._handing_over,
         )
-        self._hand = Hand(self._gate, self._table, _now, link.send, self._start)
+        self._hand = Hand(self._gate, self._table, utc_now, link.send, self._start)
         self._bubbles: dict[str, Captured] = {}
         self._explicit: dict[str, Explicit] = {}
         self._failures = Failures(time.monotonic)
@@ -202,6 +221,10 @@ class Worker:
                     self._records.bar(message.reason)
             case NameAnswer() | AddressAnswer() | QuotaAnswer():
                 self._asking.answered(message)
+            case InspectorDoor():
+                self._start(self._handing_over.hear(socket.socket(fileno=fds[0])))
+            case NoInspector():
+                self._handing_over.refused(message.reason)
             case Configure():
                 raise ipc.LinkBroken("a worker is configured once")
             case _:
@@ -291,7 +314,7 @@ class Worker:
             user=self._configure.user,
             groups=frozenset(self._configure.groups),
             port=port,
-            at=_now(),
+            at=utc_now(),
             name=NEVER if name is None else name,
             address=address if address is not None else NEVER if name is None else UNKNOWN,
         )
@@ -323,10 +346,10 @@ class Worker:
 
         A flow that opens meanwhile was judged by the policy in force, or is judged again when it opens.
         """
-        now, cut = _now(), 0
+        now, cut = utc_now(), 0
 
         def lost(flow: OpenFlow) -> bool:
-            return not self._gate.admits_still(flow.flow, flow.tunnel, now)
+            return not self._gate.admits_still(flow.flow, flow.tunnel, now, inspected=flow.inspected)
 
         for some in batched(self._table.open_flows(), JUDGED_PER_TURN):
             cut += self._table.cut(lost, because, some)
@@ -338,7 +361,7 @@ class Worker:
         if self._edge is not None:
             self._edge.cancel()
             self._edge = None
-        now = _now()
+        now = utc_now()
         edge = self._gate.policy.next_edge(now)
         if edge is not None:
             pause_s = min(3600.0, max(0.0, (edge - now).total_seconds()))
@@ -392,7 +415,7 @@ def _context(setup: TunnelSetup, ca: int, certificate: int, key: int) -> ssl.SSL
         return client_context(ca_pem=ipc.read_file(ca).decode(), **files)
 
 
-def _now() -> datetime:
+def utc_now() -> datetime:
     return datetime.now(UTC)
 
 

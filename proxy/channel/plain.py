@@ -221,6 +221,16 @@ class PlainChannel:
         """See Channel."""
         self.end(Aborted("the connection was cut on this side"))
 
+    def detach(self) -> tuple[socket.socket, bytes]:
+        """Give the socket itself away, as it is, with what was given back unread, and be over.
+
+        Raises ConnectionError.
+        """
+        self.raise_if_over()
+        given = self._sock.dup(), self._unread
+        self._let_go(Aborted("the connection was given away"))
+        return given
+
     async def close(self) -> None:
         """See Channel."""
         if self._over is None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from mitmproxy import http
+from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
@@ -182,6 +183,8 @@ class JudgedStream(HttpStream):
         for command in super().handle_event(event):
             if isinstance(command, HttpRequestHeadersHook):
                 self.flow.metadata[ENDED] = self._ended
+            if isinstance(command, SendHttp) and isinstance(command.event, RequestHeaders):
+                self._frame(command.event, command.connection)
             if isinstance(command, SendHttp) and command.connection == self.context.client:
                 if isinstance(command.event, ResponseHeaders):
                     self._begun = self._begun or command.event.response.status_code >= 101
@@ -189,6 +192,15 @@ class JudgedStream(HttpStream):
                     yield from self._show(self._reason(command.event))
                     continue
             yield command
+
+    @staticmethod
+    def _frame(event: RequestHeaders, server: Connection) -> None:
+        """A body of HTTP/2 ends with its stream; in HTTP/1 it needs a frame, or it is read as a request."""
+        request = event.request
+        framed = event.end_stream or "content-length" in request.headers or server.alpn == b"h2"
+        if request.is_http2 and not framed:
+            event.request = request.copy()
+            event.request.headers["transfer-encoding"] = "chunked"
 
     def _reason(self, error: ResponseProtocolError) -> Refused:
         refused = self._refused()

@@ -265,6 +265,8 @@ class Judging:
             tunnel=answer.egress.name,
             policy=answer.policy.hash,
             reset=lambda: self.reset(),
+            because=str(answer.judgement.because),
+            inspected=True,
         )
         self._table.add(entry)
         return entry

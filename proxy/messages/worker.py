@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from proxy.messages.holding import TunnelSetup
+from proxy.messages.inspection import InspectorDoor, NoInspector, WantInspector
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Configure:
     counted_only: bool
     max_flows: int
     segment_bytes: int
+    inspects: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,7 @@ class QuotaAnswer:
 TO_WORKER = (
     Configure, Listen, ListenExplicit, BubbleGone, Lease, Door, NewCertificate, NewPolicy, NewSegment,
     NoSegment, NameAnswer, AddressAnswer, QuotaAnswer, Lock, Cut, TellFlows,
+    InspectorDoor, NoInspector,
 )  # fmt: skip
 type ToWorker = (
     Configure
@@ -192,6 +195,8 @@ type ToWorker = (
     | Lock
     | Cut
     | TellFlows
+    | InspectorDoor
+    | NoInspector
 )
 
 
@@ -292,5 +297,18 @@ class FlowPage:
     after: int
 
 
-FROM_WORKER = (Sealed, Serving, AskName, AskAddress, AskQuota, WantSegment, Report, Done, FlowPage)
-type FromWorker = Sealed | Serving | AskName | AskAddress | AskQuota | WantSegment | Report | Done | FlowPage
+FROM_WORKER = (
+    Sealed, Serving, AskName, AskAddress, AskQuota, WantSegment, Report, Done, FlowPage, WantInspector,
+)  # fmt: skip
+type FromWorker = (
+    Sealed
+    | Serving
+    | AskName
+    | AskAddress
+    | AskQuota
+    | WantSegment
+    | Report
+    | Done
+    | FlowPage
+    | WantInspector
+)

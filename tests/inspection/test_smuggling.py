@@ -201,3 +201,27 @@ def test_corpus_of_http2(site: Site, tmp_path: Path) -> None:
                 assert case.judged or world.admitted() == before, told
 
     runner("asyncio")(main())
+
+
+def test_a_body_of_http2_has_a_frame_in_http1(site: Site, tmp_path: Path) -> None:
+    """Without one the origin would read it as a request."""
+
+    async def main() -> None:
+        origin = Origin(whole_requests())
+        async with inspected(site, tmp_path, origin, tls=True, http2=True, origin_http2=False) as world:
+            program = Http2(*await world.open("h2"))
+            stream = program.ask(
+                ("content-type", "text/plain"),
+                end=False,
+                method="POST",
+                authority=f"site.example:{world.port}",
+            )
+            program.core.send_data(stream, SMUGGLED, end_stream=True)
+            await program.until_ended(stream)
+            assert program.status == {stream: 200}, program.body
+            head, _, body = origin.everything.partition(b"\r\n\r\n")
+            assert b"transfer-encoding: chunked" in head.lower()
+            assert body == b"%x\r\n%s\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED)
+            program.close()
+
+    runner("asyncio")(main())

@@ -11,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lab import kernel, weakened
 from lab.kernel import REPOSITORY, Done, Place
 from lab.world import GATEWAY, GATEWAY_PORT, SERVER_NAME, TESTS, Host
-from proxy import certificates, ipc
+from proxy import certificates, inspection_ca, ipc
 from proxy.messages.admin import Answer, Ask, Denied
 
 ANSWER_LIMIT_S = 10.0
@@ -48,6 +49,7 @@ class Settings:
     order: str = "hq"
     networks: str = ""  # of the intranet, where names are resolved here
     secrets: Mapping[str, str] = field(default_factory=dict)
+    inspects: bool = False
 
 
 def policy_text(settings: Settings) -> str:
@@ -85,20 +87,25 @@ class Gate:
         for name, text in settings.secrets.items():
             (self.directory / name).touch(mode=0o600)
             (self.directory / name).write_text(text)
+        (self.directory / "site-ca.crt").write_text(names.site_authority.pem)
+        if settings.inspects:
+            inspection_ca.create(self.directory / "inspection", "Lab inspection", datetime.now(UTC))
         self.write_site()
-        for path in [self.directory, *self.directory.iterdir()]:
+        for path in [self.directory, *self.directory.rglob("*")]:
             os.chown(path, host.uid, host.uid)
 
     def write_site(self) -> None:
         """Write the site file."""
         settings = self.settings
         who = "root" if self.host.uid == 0 else f"#{self.host.uid}"
+        inspect = ", inspect: true, http2: true" if settings.inspects else ""
         (self.directory / "zonegate.yaml").write_text(
             "zonegate: 1\npolicy: policy.yaml\nrun: run\n"
             f"state: {self.state}\n"
-            f"zones:\n  corporate: {{tunnels: [{settings.order}]}}\ntunnels:\n{self._tunnels()}"
+            f"zones:\n  corporate: {{tunnels: [{settings.order}]{inspect}}}\ntunnels:\n{self._tunnels()}"
             f'people:\n  "{who}": {{zones: [corporate]}}\n'
             + (f"limits: {{{settings.limits}}}\n" if settings.limits else "")
+            + ("inspection: inspection\ntrust: site-ca.crt\n" if settings.inspects else "")
         )
 
     def _tunnels(self) -> str:

@@ -96,9 +96,11 @@ async def _git(method: str, target: str, fields: dict[str, str], body: bytes, di
         "CONTENT_TYPE": fields.get("content-type", ""),
         "CONTENT_LENGTH": str(len(body)),
         "HTTP_CONTENT_ENCODING": fields.get("content-encoding", ""),
-        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_COUNT": "2",
         "GIT_CONFIG_KEY_0": "safe.directory",
         "GIT_CONFIG_VALUE_0": "*",
+        "GIT_CONFIG_KEY_1": "http.receivepack",
+        "GIT_CONFIG_VALUE_1": "true",
     }
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(

@@ -1,0 +1,114 @@
+"""The inspector: a worker that carries what has to be looked into. Wires inspection.
+
+Sealed as a worker is, with tunnels, leases, policy and audit segment of its own. The only process that loads
+mitmproxy, and with the supervisor the only one that has a key of the inspection CA. It listens to nobody: its
+worker gives it the sockets of clients. When it dies, hangs or needs too much memory, its flows are cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from ipaddress import ip_address
+
+from proxy import ipc
+from proxy.channel.plain import PlainChannel
+from proxy.flow import Protocol
+from proxy.inspection.connection import InspectedConnection
+from proxy.inspection.heads import Destination
+from proxy.inspection.judging import Judging
+from proxy.inspection.tls import TlsSides
+from proxy.inspection_ca import Intermediate
+from proxy.leaves import Leaves
+from proxy.link import Link
+from proxy.messages.inspection import Prepare, TakeFrom, TakeOver
+from proxy.messages.worker import TO_WORKER, Configure, ToWorker
+from proxy.passage import Visitor
+from proxy.worker import Worker, run, utc_now
+
+MEMORY_BYTES = 1 << 30
+TO_INSPECTOR = (*TO_WORKER, Prepare, TakeFrom)
+type ToInspector = ToWorker | Prepare | TakeFrom
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Work until the supervisor's end of the link (a descriptor, the first argument) is gone."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    run(arguments, Inspector, TO_INSPECTOR)
+
+
+class Inspector(Worker):
+    """The wiring of one inspector."""
+
+    def __init__(self, link: Link[ToWorker], configure: Configure, fds: list[int]) -> None:
+        super().__init__(link, configure, fds)
+        self._tls: TlsSides | None = None
+        self._http2 = False
+        self._flows: dict[asyncio.Task[None], tuple[InspectedConnection, str]] = {}
+
+    def _hear(self, message: ToInspector, fds: list[int]) -> None:
+        match message:
+            case Prepare():
+                chain, key, trusted = (ipc.read_file(fd) for fd in fds)
+                self._tls = TlsSides(Leaves(Intermediate.read(chain, key), utc_now), trusted)
+                self._http2 = message.http2
+            case TakeFrom():
+                self._start(self._take_from(Link(socket.socket(fileno=fds[0]), [TakeOver])))
+            case _:
+                super()._hear(message, fds)
+
+    # -- flows -------------------------------------------------------------------------------------
+
+    async def _take_from(self, worker: Link[TakeOver]) -> None:
+        """Take a worker's flows until it is gone."""
+        try:
+            while True:
+                message, fds = await worker.receive()
+                client = PlainChannel(socket.socket(fileno=fds[0]), self._backlog)
+                client.unread(ipc.read_file(fds[1]))
+                self._take(client, message)
+        except ipc.LinkBroken:
+            self._cut_where(lambda _: True, "its worker is gone")
+
+    def _take(self, client: PlainChannel, message: TakeOver) -> None:
+        of_bubble = sum(bubble == message.bubble for _, bubble in self._flows.values())
+        if len(self._flows) >= self._most or of_bubble >= max(1, self._most * 3 // 4):
+            client.abort()
+            return
+        connection = self._connection(client, message)
+        task = asyncio.create_task(connection.serve())
+        self._flows[task] = connection, message.bubble
+        task.add_done_callback(self._flows.pop)
+
+    def _cut_where(self, lost: Callable[[str], bool], because: str) -> None:
+        for connection, bubble in tuple(self._flows.values()):
+            if lost(bubble):
+                connection.cut(because)
+
+    def _connection(self, client: PlainChannel, message: TakeOver) -> InspectedConnection:
+        if self._tls is None:
+            raise ipc.LinkBroken("an inspector is prepared before its first flow")
+        address = ip_address(message.address) if message.address else None
+        flow = self._new_flow(message.name or None, address, message.port)
+        flow = replace(
+            flow,
+            user=message.user,
+            groups=frozenset(message.groups),
+            protocol=Protocol(message.protocol),
+        )
+        host = message.name or address
+        if host is None:
+            raise ipc.LinkBroken("a flow has a destination")
+        visitor = Visitor(message.bubble, message.enforcement)
+        judging = Judging(
+            self._gate, self._table, self._records, self._passage.tallies, utc_now,
+            flow=flow, visitor=visitor, number=message.number, accounts=self._accounts,
+        )  # fmt: skip
+        destination = Destination(host, message.port, flow.protocol is Protocol.HTTPS)
+        return InspectedConnection(client, destination, judging, self._tls, http2=self._http2)
+
+    def _forget(self, bubble: str) -> None:
+        self._cut_where(lambda of: of == bubble, "the bubble ended")

@@ -1,0 +1,138 @@
+"""Inspection, from a bubble through inspector and tunnel to the intranet; an inspector that is lost."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from lab import kernel
+from lab.conftest import AS_ROOT, NewGate, Watch
+from lab.gate import Gate, python
+
+NAME = "intranet.corp.example"
+GUARDS = """
+  - {id: no-delete, match: {to: intranet, method: DELETE}, at_most: block, because: "nothing is deleted"}
+  - {id: small-uploads, match: {to: intranet, transfer: upload, size: ">1MiB"}, at_most: block}
+"""
+
+
+@pytest.fixture
+def gate(new_gate: NewGate) -> Gate:
+    return new_gate(inspects=True, guards=GUARDS).attested()
+
+
+def trusted(gate: Gate) -> Path:
+    """A directory with the root of the inspection CA, for programs in a bubble."""
+    place = gate.directory / "trusted"
+    place.mkdir(exist_ok=True)
+    place.chmod(0o755)
+    (place / "root.crt").write_bytes((gate.directory / "inspection/root-1.crt").read_bytes())
+    return place
+
+
+def curl(gate: Gate, *arguments: str, stdin: bytes = b"") -> str:
+    """What curl says in a bubble that trusts the inspection CA."""
+    place = trusted(gate)
+    command = ("curl", "-sS", "-m", "20", "-i", "--cacert", str(place / "root.crt"), *arguments)
+    done = gate.run(*command, stdin=stdin, share=[place])
+    return done.out + done.err
+
+
+def inspector(gate: Gate) -> int:
+    return gate.child("inspector")
+
+
+def test_requests(gate: Gate, watch: Watch) -> None:
+    """HTTP/2, HTTP/1.1 and plain HTTP; what is refused is a page, is on record, and reaches nobody."""
+    good = curl(gate, f"https://{NAME}/")
+    assert good.startswith("HTTP/2 200") and good.endswith("the intranet\n"), good + gate.said()
+    for more in (["--http1.1", f"https://{NAME}/"], [f"http://{NAME}/"]):
+        good = curl(gate, *more)
+        assert good.startswith("HTTP/1.1 200") and good.endswith("the intranet\n"), good
+    refused = curl(gate, "-X", "DELETE", f"https://{NAME}/page")
+    assert refused.startswith("HTTP/2 403") and "nothing is deleted" in refused, refused
+    (reference,) = re.findall(r"\[([0-9a-f]{6}-[0-9]+\.[0-9]+)\]", refused)
+    row = gate.record("verdict", lambda row: row["flow"] == reference)
+    assert (row["verdict"], row["because"]["id"], row["request"]) == ("block", "no-delete", "DELETE /page")
+
+    def counted() -> bool:
+        (worker,) = gate.status()["workers"]
+        return (worker["inspector"]["admitted"], worker["inspector"]["refused"]) == (3, 1)
+
+    kernel.until("status counts them", counted)
+    explained = gate.call("explain", "--to", f"https://{NAME}/").out
+    assert "inspection" in explained and "no-delete" in explained, explained
+    watch.only_the_gateway()
+
+
+@AS_ROOT
+def test_uploads(gate: Gate) -> None:
+    """Within the bound whole; beyond it the page, whether the length was declared or not."""
+    good = curl(gate, "-T", "-", f"https://{NAME}/upload", "-X", "POST", stdin=b"x" * (1 << 20))
+    assert "200" in good.partition("\n")[0], good
+    for more in (["--data-binary", "@-"], ["-T", "-", "-X", "POST"]):
+        refused = curl(gate, *more, f"https://{NAME}/upload", "--http1.1", stdin=b"x" * (2 << 20))
+        assert "403 Forbidden" in refused and "small-uploads" in refused, refused
+
+
+@AS_ROOT
+def test_git_over_https(gate: Gate) -> None:
+    place = trusted(gate)
+    script = (
+        f"export GIT_SSL_CAINFO={place}/root.crt && rm -rf ~/p"
+        " && git clone -q https://git.corp.example/git/project.git ~/p"
+        " && cd ~/p && git -c user.name=a -c user.email=a@b commit -q --allow-empty -m inspected"
+        " && git push -q origin HEAD:refs/heads/inspected && git ls-remote origin"
+    )
+    done = gate.run("sh", "-c", script, share=[place], limit_s=60)
+    assert "refs/heads/inspected" in done.out, done
+    assert (
+        gate.record("verdict", lambda row: "git-receive-pack" in (row["request"] or ""))["verdict"]
+        == "tunnel"
+    )
+
+
+@AS_ROOT
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_an_inspector_that_is_lost(gate: Gate, how: signal.Signals) -> None:
+    """Its flows are cut, and the next one has another inspector."""
+    bubble = gate.bubble(*python("clients", "hold", NAME, "80"))
+    bubble.says("flowing")
+    first = inspector(gate)
+    kernel.signal_all([first], how)
+    assert "ConnectionResetError" in bubble.says("after", 40)
+    good = kernel.until(
+        "another one serves", lambda: curl(gate, f"https://{NAME}/").endswith("intranet\n"), 40
+    )
+    assert good and inspector(gate) != first
+
+
+@AS_ROOT
+def test_a_lost_tunnel_cuts_what_is_inspected(gate: Gate) -> None:
+    bubble = gate.bubble(*python("clients", "hold", NAME, "80"))
+    bubble.says("flowing")
+    world = gate.host.world
+    world.gateway.send(signal.SIGSTOP)
+    try:
+        assert "ConnectionResetError" in bubble.says("after")
+    finally:
+        world.gateway.send(signal.SIGCONT)
+    gate.attested()
+    assert curl(gate, f"https://{NAME}/").endswith("the intranet\n")
+
+
+@AS_ROOT
+def test_an_inspector_is_sealed(gate: Gate) -> None:
+    """It sees no network, no file of the host, and has a bound on its memory."""
+    curl(gate, f"https://{NAME}/")
+    pid = inspector(gate)
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    assert re.search(r"Max address space +1073741824 ", limits), limits
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert "Seccomp:\t2" in status and "CapEff:\t0000000000000000" in status
+    assert not Path(f"/proc/{pid}/root/etc").exists() and not Path(f"/proc/{pid}/root/run").exists()
+    assert Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+    assert Path(f"/proc/{pid}/net/dev").read_text().count(":") == 1
