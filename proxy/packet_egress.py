@@ -27,7 +27,8 @@ from proxy.messages.packets import Connect, Connected
 from proxy.resolver import Resolver, Unresolved
 
 SOCKET_LIMIT_S, CONNECT_LIMIT_S = 5.0, 15.0
-MAX_WAITING = 4096
+# What the holder is asked for at a time: its answers must fit into the link while this process is busy.
+MAX_ASKED = 128
 
 
 class PacketEgress(Egress):
@@ -42,6 +43,7 @@ class PacketEgress(Egress):
         self._link: Link[Connected] | None = None
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[socket.socket]] = {}
+        self._room = asyncio.Semaphore(MAX_ASKED)
         own = [ip_interface(text).ip for text in setup.addresses]
         self._own = frozenset(own)
         versions = {address.version for address in own}
@@ -96,16 +98,14 @@ class PacketEgress(Egress):
     async def open_socket(self, transport: str, address: IPAddress, port: int) -> socket.socket:
         """A socket inside the tunnel to a judged address: a TCP one is connecting, a UDP one hears from there
         alone. Raises DialFailed."""
-        if self._link is None or self._link.closed:
-            raise DialFailed("the tunnel's holder is not there")
-        if len(self._waiting) >= MAX_WAITING:
-            raise DialFailed(f"{MAX_WAITING} sockets are being made already")
-        number = next(self._numbers)
         waiter: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = waiter
-        self._link.send(Connect(number, transport, str(address), port))
+        number = next(self._numbers)
         try:
-            async with asyncio.timeout(SOCKET_LIMIT_S):
+            async with asyncio.timeout(SOCKET_LIMIT_S), self._room:
+                if self._link is None or self._link.closed:
+                    raise DialFailed("the tunnel's holder is not there")
+                self._waiting[number] = waiter
+                self._link.send(Connect(number, transport, str(address), port))
                 return await waiter
         except (TimeoutError, asyncio.CancelledError) as error:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:

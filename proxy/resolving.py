@@ -29,16 +29,17 @@ async def resolve(gate: Gate, flow: Flow, answer: NeedsAddress) -> tuple[Admissi
         addresses = await answer.egress.resolve(flow.name)
     except DialFailed as error:
         return gate_refusal("name", str(error), TUNNEL_CURE), flow
-    refused: Refusal | None = None
+    refused: tuple[Refusal, Flow] | None = None
     admitted: list[tuple[IPAddress, Admission]] = []
     for address in addresses:
-        judged = gate.ask(replace(flow, address=address), through=answer.egress.name)
+        known = replace(flow, address=address)
+        judged = gate.ask(known, through=answer.egress.name)
         if isinstance(judged, Admission):
             admitted.append((address, judged))
         elif refused is None:
-            refused = judged if isinstance(judged, Refusal) else _not_here(judged)
+            refused = judged if isinstance(judged, Refusal) else _not_here(judged), known
     if not admitted:
-        return refused or gate_refusal("name", "it has no address"), flow
+        return refused or (gate_refusal("name", "it has no address"), flow)
     address, first = admitted[0]
     same = tuple(other for other, judged in admitted if judged.judgement == first.judgement)
     return replace(first, addresses=same), replace(flow, address=address)

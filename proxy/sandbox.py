@@ -31,18 +31,28 @@ class Unsupported(Exception):
 
 def missing() -> list[str]:
     """What this machine lacks for structural enforcement, a line each with its cure; empty when nothing."""
-    tools = (("bwrap", "bubblewrap"), ("nft", "nftables"), ("ip", "iproute2"))
-    path = SYSTEM_PATH + ":" + os.environ.get("PATH", "")
-    problems = [
-        f"{tool} is not installed; install Debian's package: apt-get install {package}"
-        for tool, package in tools
-        if shutil.which(tool, path=path) is None
-    ]
+    problems = not_installed(("bwrap", "bubblewrap"), ("nft", "nftables"), ("ip", "iproute2"))
     for setting, bad, value, root_too in _USERNS_SETTINGS:
         file = Path("/proc/sys") / setting.replace(".", "/")
         if (root_too or os.geteuid() != 0) and file.exists() and file.read_text().strip() == bad:
             problems.append(f"user namespaces are not allowed here; allow them: sysctl -w {setting}={value}")
     return problems
+
+
+def not_installed(*tools: tuple[str, str]) -> list[str]:
+    """Programs, each with its Debian package, that are not there: a line each with its cure."""
+    path = SYSTEM_PATH + ":" + os.environ.get("PATH", "")
+    return [
+        f"{tool} is not installed; install Debian's package: apt-get install {package}"
+        for tool, package in tools
+        if shutil.which(tool, path=path) is None
+    ]
+
+
+def missing_for_wireguard() -> list[str]:
+    """What this machine lacks for WireGuard tunnels; root may have them from the kernel."""
+    tools = [("wg", "wireguard-tools"), ("nsenter", "util-linux"), ("setpriv", "util-linux")]
+    return not_installed(*tools, *([("wireguard-go", "wireguard-go")] if os.geteuid() else []))
 
 
 # -- the sealed worker -------------------------------------------------------------------------------

@@ -68,6 +68,8 @@ async def supervise(loaded: Loaded, places: Places, *, cooperative: bool) -> boo
 
     False when it stopped because of a fault of its own.
     """
+    if lacking := tunnel_orders.lacking(loaded.site):
+        raise SiteError("\n".join(lacking))
     structural = not (missing := sandbox.missing())
     if missing and not cooperative:
         raise SiteError("\n".join([*missing, "or accept less and have it said everywhere: --cooperative"]))

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from proxy import sandbox
 from proxy.audit import rfc3339
+from proxy.config import Site
 from proxy.held import Held
 from proxy.orders import OrderRefused, is_owner
 from proxy.policy.reading import did_you_mean
 from proxy.reception import User
 from proxy.tunnels.keeper import Keeper
+from proxy.wireguard_config import WireguardTunnel
 
 ORDERS = ("tunnel-down", "tunnel-up")
 OTHERS_MAY_NOT = "only the user who runs the daemon may take a tunnel down or up"
@@ -23,6 +26,12 @@ class Daemon(Protocol):
 
     keepers: dict[str, Keeper]
     held: Held
+
+
+def lacking(site: Site) -> list[str]:
+    """What this machine lacks for the site's tunnels, a line each with its cure."""
+    packets = any(isinstance(tunnel, WireguardTunnel) for tunnel in site.tunnels.values())
+    return sandbox.missing_for_wireguard() if packets else []
 
 
 async def carry_out(daemon: Daemon, what: str, parameters: Mapping[str, Any], user: User) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import traceback
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 from proxy import ipc, prctl, sandbox
 from proxy.link import Link
@@ -64,7 +65,12 @@ def main(arguments: Sequence[str]) -> None:
         hold, fds = ipc.receive(sock, [HoldPackets])
         keys = [ipc.read_file(fd).decode().strip() for fd in fds]
         prctl.no_core_dump()
-        mounts = own_mounts() if os.geteuid() == 0 else None
+        mounts = None
+        if os.geteuid() == 0:
+            try:
+                mounts = own_mounts()
+            except (NamespaceError, OSError) as error:
+                _say_unusable(sock, f"wireguard-go can have no place of its own here: {error}")
         asyncio.Runner().run(_hold(sock, hold, keys, mounts))
     except ipc.LinkBroken:
         code = 0
@@ -73,6 +79,13 @@ def main(arguments: Sequence[str]) -> None:
         sys.stderr.flush()
     finally:
         os._exit(code)  # what it started is told by the kernel (PR_SET_PDEATHSIG), or by its link
+
+
+def _say_unusable(sock: socket.socket, words: str) -> NoReturn:
+    """Say what this machine lacks, and stay: a holder that ends is only started again."""
+    ipc.send(sock, replace(NOTHING_SEEN, broken=True, words=words))
+    while True:
+        ipc.close_all(ipc.receive(sock, [Serve])[1])
 
 
 async def _hold(sock: socket.socket, hold: HoldPackets, keys: Sequence[str], mounts: int | None) -> None:
