@@ -1,8 +1,8 @@
 """What the gate costs in front of a WireGuard tunnel: `python bench/wireguard.py`, as root, in namespaces.
 
-The lab's device, network and corporate end, on this machine. Each figure is taken in a bubble, through the gate
-and the tunnel, and right after it by the same program straight in the tunnel's own namespace, as root's daemon
-and as an ordinary user's. Ratios only compare what ran together.
+The lab's device, network and corporate end, on this machine, with the daemon of root and of an ordinary user.
+Each figure is taken in a bubble, through gate and tunnel, and right after it by the same program straight in
+the tunnel's own namespace. Ratios only compare what ran together.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     os.environ.setdefault("LC_ALL", "C.UTF-8")
     world = World()
     try:
-        peer = Peer(world)
+        peer = Peer(world, lifetime_s=60)
         print(f"{'':<34}{'gate':>9}{'straight':>10}{'ratio':>8}")
         for who in ("root", "user"):
             _measure(world, peer, who)

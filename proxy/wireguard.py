@@ -270,20 +270,21 @@ class Outer:
         if not self._silent():
             return ""
         words = self._shuttle.trouble if self._shuttle is not None else self._knock()
-        return f"{self._endpoint} cannot be reached: {words}" if words else ""
+        if words:
+            self._trouble = f"{self._endpoint} cannot be reached: {words}"
+        return self._trouble
 
     def _knock(self) -> str:
         """Root's device hears no error of the network: send the endpoint what is no WireGuard, and listen."""
-        if self._knocker is None:
-            return self._trouble
+        assert self._knocker is not None
         try:
             self._knocker.send(b"\0")
             self._knocker.recv(1)
         except BlockingIOError:
             pass
         except OSError as error:
-            self._trouble = os.strerror(error.errno) if error.errno else str(error)
-        return self._trouble
+            return os.strerror(error.errno) if error.errno else str(error)
+        return ""
 
     async def _mind_endpoint(self) -> None:
         """While the peer is silent, look again where it is and by which way, and begin with it again."""

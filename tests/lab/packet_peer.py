@@ -40,9 +40,9 @@ def _wg(command: str, text: str = "") -> str:
 class Peer:
     """A WireGuard gateway in corp that knows some devices, and a resolver behind it."""
 
-    def __init__(self, world: World, port: int = PORT) -> None:
+    def __init__(self, world: World, port: int = PORT, *, lifetime_s: int = 0) -> None:
         kernel.need("wg", "wireguard-go")
-        self._world, self.port = world, port
+        self._world, self.port, self._lifetime_s = world, port, lifetime_s
         self.key, self.devices = new_key(), [new_key() for _ in (SHARED, OTHER, MUTE)]
         self._undo = ExitStack()
         self.directory = world.directory / f"peer{port}"
@@ -105,7 +105,14 @@ class Peer:
     # -- names -------------------------------------------------------------------------------------
 
     def _start_resolver(self) -> None:
-        command = ["python3", "-I", str(PROGRAMS / "names.py"), RESOLVER, str(self._file)]
+        command = [
+            "python3",
+            "-I",
+            str(PROGRAMS / "names.py"),
+            RESOLVER,
+            str(self._file),
+            str(self._lifetime_s),
+        ]
         process = kernel.start(self.place, command)
         self._undo.callback(kernel.end, process)
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
