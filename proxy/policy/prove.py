@@ -15,13 +15,13 @@ from proxy.flow import Because, Flow, Origin, TunnelFact, Verdict
 from proxy.policy.cover import AutoEngine, BoxEngine, Engine, Z3Engine, shadowers
 from proxy.policy.evaluate import Policy
 from proxy.policy.examples import Claim, word
-from proxy.policy.model import REQUEST_ATTRIBUTES, Match, Rule
+from proxy.policy.model import Match, Rule
 from proxy.policy.plain import make_plain
 from proxy.policy.regions import Box, Cover, Piece, Regions, meet_all
+from proxy.policy.routes import forks
 from proxy.policy.space import Space
 
 type EngineName = Literal["auto", "boxes", "z3"]
-_SECOND = "second "  # the dimensions of another request of the same connection
 
 
 class Disagreement(AssertionError):
@@ -175,30 +175,15 @@ class Prover:
 
     def unstable_routes(self) -> Iterator[Finding]:
         """Connections of which one request would go one way and another request another way."""
-        admitting = [piece for piece in self.pieces if piece.verdict is not Verdict.BLOCK]
-        for i, first in enumerate(admitting):
-            for second in admitting[i:]:
-                if _route(first) != _route(second) and (finding := self._unstable(first, second)):
-                    yield finding
-
-    def _unstable(self, first: Piece, second: Piece) -> Finding | None:
-        if not any(_asks(part) for piece in (first, second) for part in _parts(piece)):
-            return None
-        other = _shift_piece(second)
-        for box in meet_all(first.boxes, other.boxes):
-            engine = AutoEngine({**self.full, **{_SECOND + n: self.full[n] for n in REQUEST_ATTRIBUTES}})
-            escaped = engine.escape(box, (*first.covers, *other.covers))
-            if escaped is None:
-                continue
-            witness = self.witness(escaped, first.verdict)
-            self.witness(_other_request(escaped), second.verdict)
-            names = f"{_way(first)} and {_way(second)}"
+        for fork in forks(self.pieces, self.full):
+            first, second = fork.first, fork.second
+            witness = self.witness(fork.first_box, first.verdict)
+            self.witness(fork.second_box, second.verdict)
             message = (
-                f"one connection could take two ways, {names}; only block may depend on the request: "
-                f"make {first.because.id} and {second.because.id} agree"
+                f"one connection could take two ways, {_way(first)} and {_way(second)}; only block may "
+                f"depend on the request: make {first.because.id} and {second.because.id} agree"
             )
-            return Finding("unstable-route", first.because.id, message, first.because.where, witness)
-        return None
+            yield Finding("unstable-route", first.because.id, message, first.because.where, witness)
 
 
 def make_engine(name: EngineName, full: dict[str, int]) -> Engine:
@@ -216,36 +201,6 @@ def _and(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 
 
-def _route(piece: Piece) -> tuple[Verdict, tuple[str, ...] | None]:
-    return piece.verdict, tuple(sorted(piece.via)) if piece.via else None
-
-
 def _way(piece: Piece) -> str:
     via = f" via {', '.join(piece.via)}" if piece.via else ""
     return f"{word(piece.verdict)}{via} by {piece.because.id}"
-
-
-def _parts(piece: Piece) -> Iterator[Box]:
-    yield from piece.boxes
-    for cover in piece.covers:
-        if cover.because.origin is not Origin.GATE:
-            yield from cover.boxes
-
-
-def _asks(box: Box) -> bool:
-    return not REQUEST_ATTRIBUTES.isdisjoint(box)
-
-
-def _shift(box: Box) -> Box:
-    return {_SECOND + name if name in REQUEST_ATTRIBUTES else name: mask for name, mask in box.items()}
-
-
-def _other_request(box: Box) -> Box:
-    """The same connection with its other request."""
-    connection = {name: mask for name, mask in box.items() if name not in REQUEST_ATTRIBUTES}
-    return {name.removeprefix(_SECOND): mask for name, mask in connection.items()}
-
-
-def _shift_piece(piece: Piece) -> Piece:
-    covers = tuple(Cover(c.because, tuple(map(_shift, c.boxes))) for c in piece.covers)
-    return Piece(piece.verdict, piece.because, tuple(map(_shift, piece.boxes)), covers, piece.via)

@@ -41,17 +41,31 @@ class Cover:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The flows in `boxes` and outside every cover: they get one verdict for one reason."""
+    """The flows in `boxes` and outside every cover: they get one verdict for one reason.
+
+    `rule` is the number of the rule that decides there or is capped, None where it is none.
+    """
 
     verdict: Verdict
     because: Because
     boxes: tuple[Box, ...]
     covers: tuple[Cover, ...]
     via: tuple[str, ...] | None = None
+    rule: int | None = None
 
 
 def _cover(because: Because, boxes: tuple[Box, ...]) -> Cover:
-    return Cover(because, boxes, reduce(or_, (box.get("name", -1) for box in boxes), 0))
+    return Cover(because, boxes, names_of(boxes))
+
+
+def names_of(boxes: Iterable[Box]) -> int:
+    """The classes of names that any of the boxes holds, -1 for all."""
+    return reduce(or_, (box.get("name", -1) for box in boxes), 0)
+
+
+def key_of(box: Box) -> frozenset[tuple[str, int]]:
+    """What is equal for equal boxes, and can be a key."""
+    return frozenset(box.items())
 
 
 def meet(a: Box, b: Box) -> Box | None:
@@ -209,22 +223,23 @@ class Regions:
         for i, (rule, cover) in enumerate(zip(self.model.enforced, self.rules, strict=True)):
             before = self.rules[:i]
             if rule.verdict is Verdict.BLOCK:
-                yield Piece(Verdict.BLOCK, rule.reason, cover.boxes, (*base, *before))
+                yield Piece(Verdict.BLOCK, rule.reason, cover.boxes, (*base, *before), rule=i)
                 continue
             covers = (*stopped, *before)
             if rule.verdict is Verdict.TUNNEL:
                 usable = self._mask("tunnel", rule.via) if rule.via else tunnels.full & ~none
                 boxes = self._within(cover, "tunnel", usable)
-                yield Piece(Verdict.TUNNEL, rule.reason, boxes, covers, rule.via)
+                yield Piece(Verdict.TUNNEL, rule.reason, boxes, covers, rule.via, i)
                 rest = self._within(cover, "tunnel", tunnels.full & ~usable)
-                yield Piece(Verdict.BLOCK, c.NO_TUNNEL.judgement.because, rest, (*base, *before))
+                yield Piece(Verdict.BLOCK, c.NO_TUNNEL.judgement.because, rest, (*base, *before), rule=i)
                 continue
-            yield Piece(Verdict.DIRECT, rule.reason, cover.boxes, (*covers, *ceilings))
+            yield Piece(Verdict.DIRECT, rule.reason, cover.boxes, (*covers, *ceilings), rule=i)
             for guard in ceilings:
                 boxes = tuple(meet_all(cover.boxes, guard.boxes))
                 for part, verdict in ((tunnels.full & ~none, Verdict.TUNNEL), (none, Verdict.BLOCK)):
                     capped = Cover(guard.because, boxes)
-                    yield Piece(verdict, guard.because, self._within(capped, "tunnel", part), covers)
+                    within = self._within(capped, "tunnel", part)
+                    yield Piece(verdict, guard.because, within, covers, rule=i)
         yield Piece(Verdict.BLOCK, c.DEFAULT.judgement.because, ({},), (*base, *self.rules))
 
     def _within(self, cover: Cover, axis: str, mask: int) -> tuple[Box, ...]:

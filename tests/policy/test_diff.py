@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from random import Random
+from typing import Any
 
 import pytest
 import random_policies as random
@@ -18,7 +19,7 @@ from proxy.policy.mutants import mutants
 from proxy.policy.space import Space
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(45))
 def test_every_edit_that_changes_a_flow_is_reported_and_every_report_is_a_flow(seed: int) -> None:
     """Every reported flow was replayed through both judges by `compare` itself, or it raises."""
     rng = Random(f"diff-{seed}")
@@ -39,10 +40,10 @@ def test_every_edit_that_changes_a_flow_is_reported_and_every_report_is_a_flow(s
             assert (before, after) in pairs, (flow, tunnel)
 
 
-def edit(rng: Random, entries: list[dict[str, object]], kind: str) -> list[dict[str, object]]:
+def edit(rng: Random, entries: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     found = [dict(entry) for entry in entries]
     made = random.rule(rng, 90) if kind == "rule" else random.guard(rng, 90)
-    match rng.choice(("add", "drop", "swap", "none")):
+    match rng.choice(("add", "drop", "swap", "change", "widen", "none")):
         case "add":
             found.insert(rng.randint(0, len(found)), made)
         case "drop" if found:
@@ -50,6 +51,14 @@ def edit(rng: Random, entries: list[dict[str, object]], kind: str) -> list[dict[
         case "swap" if len(found) > 1:
             i, j = rng.sample(range(len(found)), 2)
             found[i], found[j] = found[j], found[i]
+        case "change" if found:
+            for entry in rng.sample(found, rng.randint(1, min(2, len(found)))):
+                entry["match"] = random.match(rng, 3)
+        case "widen" if lists := [e for e in found if any(isinstance(v, list) for v in e["match"].values())]:
+            entry = rng.choice(lists)
+            key = rng.choice([key for key, value in entry["match"].items() if isinstance(value, list)])
+            values = list(dict.fromkeys([*entry["match"][key], *random.VALUES[key]]))
+            entry["match"] = {**entry["match"], key: values[: len(entry["match"][key]) + 1]}
     return found
 
 
