@@ -19,7 +19,8 @@ type IPNetwork = IPv4Network | IPv6Network
 _DOTTED = re.compile(r"(0|[1-9][0-9]{0,2})(\.(0|[1-9][0-9]{0,2})){3}")
 # WHATWG URL, "ends in a number": what an IPv4 parser somewhere would take for an address.
 _NUMERIC = re.compile(r"(0[xX][0-9a-fA-F]*|[0-9]+)")
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_LABELS = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _MAX_NAME = 253
 
 # RFC 6890 and its registries: every block that is not globally reachable or not one host's own address,
@@ -114,9 +115,9 @@ def parse_name(text: str) -> str:
     name = name.lower()
     if not name or len(name) > _MAX_NAME:
         raise ValueError(f"{_quote(text)} is not a domain name; it has 1 to {_MAX_NAME} characters")
-    for label in name.split("."):
-        if not _LABEL.fullmatch(label):
-            raise ValueError(f"{_quote(text)} is not a domain name; write letters, digits and hyphens")
+    if not _LABELS.fullmatch(name):
+        raise ValueError(f"{_quote(text)} is not a domain name; write letters, digits and hyphens")
+    for label in name.split(".") if "xn--" in name else ():
         if label.startswith("xn--"):
             _check_a_label(label, text)
     if _NUMERIC.fullmatch(name.rpartition(".")[2]):

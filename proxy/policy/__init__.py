@@ -8,7 +8,8 @@ dimensions, compile          what a fact of a flow passes; model to tables
 evaluate, residual, trace    tables and a flow to a judgement, and the way to it
 facts, examples, coverage    words to a flow; policy tests; what they leave out
 axes, space, regions, cover  all flows, cut into classes; rules as boxes
-prove, diff, mutants, lint   questions about all flows
+prove, routes, diff          questions about all flows
+mutants, lint                policies that are a little off; doubts
 duties, duty_reader          what a destination asks beside a verdict: scans, quotas, opacity
 duty_diff                    and what an edit changes in that
 inspected                    the hosts that may be looked into

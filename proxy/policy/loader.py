@@ -5,7 +5,9 @@ Pure but for the time zone, whose rules the standard library reads from the syst
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -50,13 +52,26 @@ _ENTRIES = {
 
 def read_model(text: bytes, filename: str) -> Model:
     """The model of a policy file. Raises Problems with all that is wrong with it."""
-    reading = Reading(text, filename)
-    refuse_other_kinds(reading, "policy")
-    model = _Loader(reading).model()
-    reading.finish()
-    release(reading.root)
+    with _uncollected():
+        reading = Reading(text, filename)
+        refuse_other_kinds(reading, "policy")
+        model = _Loader(reading).model()
+        reading.finish()
+        release(reading.root)
     assert model is not None
     return model
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Many small values are made and none is garbage: a walk over them, again and again, finds nothing."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Loader:

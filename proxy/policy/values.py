@@ -30,6 +30,7 @@ _PORT = re.compile(r"(0|[1-9][0-9]{0,4})(?:-(0|[1-9][0-9]{0,4}))?")
 _SIZE = re.compile(r"(<=|>=|<|>) ?(.+)")
 _VERSION = re.compile(r"(>=|<=|>|<) ?([0-9]{1,9}(\.[0-9]{1,9}){0,7})")
 _WINDOW = re.compile(r"([a-z,-]+) ([0-9]{2}):([0-9]{2})-([0-9]{2}):([0-9]{2})")
+_LENGTH = re.compile("0|[1-9][0-9]{0,2}")
 _SEGMENT = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%-]+")
 
 # Names that belong to one site only, though they have one label above them (RFC 8375, ICANN .internal).
@@ -61,7 +62,7 @@ def parse_network(text: str) -> IPNetwork:
     width = address.max_prefixlen
     if not slash:
         length = str(width)
-    if not re.fullmatch("0|[1-9][0-9]{0,2}", length) or int(length) > width:
+    if not _LENGTH.fullmatch(length) or int(length) > width:
         raise ValueError(f'"{text}" has no prefix length from 0 to {width}; write it as in 10.20.0.0/16')
     network = ip_network((int(address), int(length)) if width == 32 else (address, int(length)), strict=False)
     if network.network_address != address:
