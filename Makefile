@@ -4,9 +4,9 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 # Debian packages that the gate needs at run time, and those that only its tests use.
 RUN_TOOLS  := bwrap:bubblewrap nft:nftables ip:iproute2 libseccomp.so.2:libseccomp2 curl:curl wg:wireguard-tools wireguard-go:wireguard-go
-TEST_TOOLS := openssl:openssl git:git ssh:openssh-client sshd:openssh-server tcpdump:tcpdump dig:bind9-dnsutils tmux:tmux setpriv:util-linux systemd-analyze:systemd haproxy:haproxy tinyproxy:tinyproxy-bin apache2:apache2-bin squid:squid-openssl chromium:chromium node:nodejs
+TEST_TOOLS := openssl:openssl git:git ssh:openssh-client sshd:openssh-server tcpdump:tcpdump dig:bind9-dnsutils tmux:tmux setpriv:util-linux wget:wget npm:npm nc.openbsd:netcat-openbsd /usr/lib/python3/dist-packages/requests:python3-requests /usr/lib/python3/dist-packages/httpx:python3-httpx systemd-analyze:systemd haproxy:haproxy tinyproxy:tinyproxy-bin apache2:apache2-bin squid:squid-openssl chromium:chromium node:nodejs
 
-.PHONY: help demo test lint setup setup-test debian-run debian-test clean
+.PHONY: help demo test lint fuzz setup setup-test debian-run debian-test clean
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t16
 
@@ -21,6 +21,10 @@ lint: setup-test ## ruff, mypy strict, the floors
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: setup-test ## atheris gives junk to the heads of HTTP and SOCKS for FUZZ seconds (300)
+	$(BIN)/pip install --quiet --disable-pip-version-check atheris==3.1.0
+	cd tests && ../$(BIN)/python explicit_fuzz.py $(or $(FUZZ),300)
 
 setup: debian-run $(VENV)/.run ## .venv with zonegate, and the Debian packages it needs
 setup-test: debian-run debian-test $(VENV)/.test

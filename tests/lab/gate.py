@@ -50,6 +50,8 @@ class Settings:
     networks: str = ""  # of the intranet, where names are resolved here
     secrets: Mapping[str, str] = field(default_factory=dict)
     inspects: bool = False
+    people: str = ""
+    listen: str = ""
 
 
 def policy_text(settings: Settings) -> str:
@@ -103,7 +105,8 @@ class Gate:
             "zonegate: 1\npolicy: policy.yaml\nrun: run\n"
             f"state: {self.state}\n"
             f"zones:\n  corporate: {{tunnels: [{settings.order}]{inspect}}}\ntunnels:\n{self._tunnels()}"
-            f'people:\n  "{who}": {{zones: [corporate]}}\n'
+            f'people:\n  "{who}": {{zones: [corporate]}}\n{settings.people}'
+            + (f"listen:\n{settings.listen}" if settings.listen else "")
             + (f"limits: {{{settings.limits}}}\n" if settings.limits else "")
             + ("inspection: inspection\ntrust: site-ca.crt\n" if settings.inspects else "")
         )

@@ -44,13 +44,15 @@ async def _head(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str]]
 
 
 def web(page: bytes, directory: Path) -> Streams:
-    """A web site: pages, /big/MIB, /drip (for ever), POST /upload, and git below /git/."""
+    """A web site: pages, /big/MIB, /drip (for ever), POST /upload, git below /git/, files below /files/."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         method, target, fields = await _head(reader)
         body = await _body(reader, fields)
         if target.startswith("/git/"):
             writer.write(await _git(method, target, fields, body, directory))
+        elif target.startswith("/files/"):
+            writer.write(_file(directory / target.lstrip("/")))
         elif target.startswith("/big/"):
             await _big(writer, int(target.removeprefix("/big/")))
         elif target == "/drip":
@@ -66,6 +68,17 @@ def web(page: bytes, directory: Path) -> Streams:
         await writer.drain()
 
     return serve
+
+
+def _file(path: Path) -> bytes:
+    """A file of the site, or that there is none; a directory is its index.html."""
+    path = path / "index.html" if path.is_dir() else path
+    if not path.is_file():
+        return b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    kind = {".html": b"text/html", ".json": b"application/json"}.get(path.suffix, b"application/octet-stream")
+    content = path.read_bytes()
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+    return head % (kind, len(content)) + content
 
 
 async def _body(reader: asyncio.StreamReader, fields: dict[str, str]) -> bytes:
