@@ -1,8 +1,7 @@
 """What a worker or an inspector may still carry of quotas: portions of the supervisor, spent at the byte.
 
-A flow has a pocket, which is filled before bytes are read that it may carry. Nothing is carried on trust:
-where no answer comes, or the period of a portion is over, there is nothing left. `ask` is how a portion is
-had; knows no link and no socket.
+Nothing is carried on trust: where no answer comes, or the period of a portion is over, there is nothing left.
+`ask` is how a portion is had; knows no link and no socket.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from proxy.policy import Policy
 from proxy.policy.model import Quota
 
 ASK_LIMIT_S = 5.0
-FILL_BYTES = 1 << 20  # several times what a single read brings
+READ_BYTES = 256 * 1024  # no single read brings more
+MOST_READY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class _Purse:
     left: int = 0
     until_s: int = 0
     refused: str = ""
+    pockets: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -57,7 +58,7 @@ class Accounts:
 
 
 class Purses:
-    """The portions of one user, by quota. `now` is the clock."""
+    """The portions of one user, by quota, which all flows share. `now` is the clock."""
 
     def __init__(self, ask: Ask, now: Callable[[], datetime]) -> None:
         self._ask, self._now = ask, now
@@ -67,26 +68,39 @@ class Purses:
         """The pocket of a flow."""
         return Pocket(self, tuple(quotas), timezone)
 
-    def now_s(self) -> int:
-        """Seconds since 1970."""
-        return int(self._now().timestamp())
+    def of(self, quota: Quota) -> _Purse:
+        """The purse of a quota."""
+        return self._purses.setdefault(quota, _Purse())
 
-    async def reserve(self, quota: Quota, wanted: int) -> tuple[int, int, str]:
-        """Bytes set aside, at most what is wanted; until when they count; why there are none."""
-        purse = self._purses.setdefault(quota, _Purse())
-        async with purse.lock:  # of several flows one asks, and the others find what it got
-            if purse.left and purse.until_s <= self.now_s():
-                purse.left = 0
-            if purse.left < wanted:
-                await self._refill(quota, purse, wanted - purse.left)
+    async def ensure(self, quota: Quota, wanted: int) -> None:
+        """Have as much as is wanted, or all that is left; of several flows one asks."""
+        purse = self.of(quota)
+        async with purse.lock:
+            await self._refill(quota, purse, wanted)
+
+    async def reserve(self, quota: Quota, wanted: int) -> tuple[int, int]:
+        """Take bytes out, fewer than are wanted only where there are no more; and until when they count."""
+        purse = self.of(quota)
+        async with purse.lock:
+            await self._refill(quota, purse, wanted)
             given = min(purse.left, wanted)
             purse.left -= given
-            return given, purse.until_s, purse.refused
+            return given, purse.until_s
+
+    def put_back(self, quota: Quota, unspent: int, until_s: int) -> None:
+        """What was taken out and did not go; in another period it is nobody's."""
+        purse = self.of(quota)
+        if purse.until_s == until_s:
+            purse.left += unspent
 
     async def _refill(self, quota: Quota, purse: _Purse, wanted: int) -> None:
+        if purse.until_s <= self._now().timestamp():
+            purse.left = 0
+        if purse.left >= wanted:
+            return
         try:
             async with asyncio.timeout(ASK_LIMIT_S):
-                got = await self._ask(quota, wanted)
+                got = await self._ask(quota, wanted - purse.left)
         except TimeoutError:
             purse.refused = "the daemon does not answer"
             return
@@ -95,63 +109,37 @@ class Purses:
         purse.left += got.granted
         purse.until_s, purse.refused = got.until_s, got.refused
 
-    def take_now(self, quota: Quota, wanted: int, until_s: int) -> int:
-        """Bytes of the same period that are there without asking."""
-        purse = self._purses.get(quota)
-        if purse is None or purse.until_s != until_s:
-            return 0
-        given = min(purse.left, wanted)
-        purse.left -= given
-        return given
-
-    def put_back(self, quota: Quota, unspent: int, until_s: int) -> None:
-        """What a flow did not need; others of the same period may have it."""
-        purse = self._purses.get(quota)
-        if purse is not None and purse.until_s == until_s:
-            purse.left += unspent
-
-
-@dataclass(slots=True)
-class _Reserved:
-    left: int = 0
-    until_s: int = 0
-    refused: str = ""
-
 
 class Pocket:
-    """What one flow may carry now. Fill it, then take; what is short of what was wanted ends the flow."""
+    """What one flow draws on. It holds nothing itself, so that idle flows keep nothing from others."""
 
     def __init__(self, purses: Purses, quotas: Sequence[Quota], timezone: ZoneInfo) -> None:
-        self._purses, self._timezone = purses, timezone
-        self._reserved = {quota: _Reserved() for quota in quotas}
-
-    async def fill(self, transfer: Transfer) -> None:
-        """Have as much as a single read may bring, or all that is left."""
-        for quota, reserved in self._of(transfer):
-            if reserved.until_s <= self._purses.now_s():
-                reserved.left = 0
-            if reserved.left < FILL_BYTES:
-                given, until_s, refused = await self._purses.reserve(quota, FILL_BYTES - reserved.left)
-                if until_s != reserved.until_s:
-                    reserved.left = 0
-                reserved.left += given
-                reserved.until_s, reserved.refused = until_s, refused
-
-    def take(self, transfer: Transfer, wanted: int) -> int:
-        """How many bytes may go of those that are wanted, counted as gone."""
-        found = [reserved for _, reserved in self._of(transfer)]
-        for quota, reserved in self._of(transfer):
-            if (short := wanted - reserved.left) > 0:
-                reserved.left += self._purses.take_now(quota, short, reserved.until_s)
-        allowed = min([wanted, *(reserved.left for reserved in found)])
-        for reserved in found:
-            reserved.left -= allowed
-        return allowed
+        self._purses, self._quotas, self._timezone = purses, quotas, timezone
+        self._open = True
+        for quota in quotas:
+            purses.of(quota).pockets += 1
 
     async def allow(self, transfer: Transfer, wanted: int) -> int:
-        """How many bytes of one read may go: see Meter of relay."""
-        await self.fill(transfer)
-        return self.take(transfer, wanted)
+        """How many bytes may go, counted as gone: see Meter of relay."""
+        taken = [(quota, await self._purses.reserve(quota, wanted)) for quota in self._of(transfer)]
+        allowed = min([wanted, *(reserved for _, (reserved, _) in taken)])
+        for quota, (reserved, until_s) in taken:
+            self._purses.put_back(quota, reserved - allowed, until_s)
+        return allowed
+
+    async def fill(self, transfer: Transfer) -> None:
+        """Have what the next reads of all flows may bring, for who cannot wait between read and take."""
+        for quota in self._of(transfer):
+            ready = READ_BYTES * (1 + self._purses.of(quota).pockets)
+            await self._purses.ensure(quota, min(ready, MOST_READY_BYTES))
+
+    def take(self, transfer: Transfer, wanted: int) -> int:
+        """How many bytes may go of those that were filled, counted as gone."""
+        purses = [self._purses.of(quota) for quota in self._of(transfer)]
+        allowed = min([wanted, *(purse.left for purse in purses)])
+        for purse in purses:
+            purse.left -= allowed
+        return allowed
 
     def because(self, transfer: Transfer) -> Because:
         """Why no more may go."""
@@ -159,38 +147,39 @@ class Pocket:
 
     async def opening(self) -> Refusal | None:
         """Whether a flow may begin: the refusal where any quota of it is used up."""
-        for transfer in Transfer:
-            await self.fill(transfer)
+        for quota in self._quotas:
+            await self._purses.ensure(quota, 1)
         return next((self.refusal(transfer) for transfer in Transfer if self.is_empty(transfer)), None)
 
     def is_empty(self, transfer: Transfer) -> bool:
         """Whether nothing more may go that way now."""
-        return any(not reserved.left for _, reserved in self._of(transfer))
+        return any(not self._purses.of(quota).left for quota in self._of(transfer))
 
     def refusal(self, transfer: Transfer) -> Refusal:
         """Why nothing more may go, and when something may again."""
-        for quota, reserved in self._of(transfer):
-            if not reserved.left:
-                text = f"the {quota.transfer} quota of {quota.destination} per {quota.per} is used up"
-                if reserved.refused not in ("", "used up"):
-                    text = f"the quota of {quota.destination} cannot be known: {reserved.refused}"
-                because = Because(Origin.GATE, "quota", text)
-                return Refusal(
-                    because, f"it opens again {self._when(reserved.until_s)}" if reserved.until_s else ""
-                )
-        return Refusal(Because(Origin.GATE, "quota", "a quota is used up"))
+        found = self._of(transfer)
+        quota = next((one for one in found if not self._purses.of(one).left), found[0] if found else None)
+        if quota is None:
+            return Refusal(Because(Origin.GATE, "quota", "a quota is used up"))
+        purse = self._purses.of(quota)
+        text = f"the {quota.transfer} quota of {quota.destination} per {quota.per} is used up"
+        if purse.refused not in ("", "used up"):
+            text = f"the quota of {quota.destination} cannot be known: {purse.refused}"
+        cure = f"it opens again {self._when(purse.until_s)}" if purse.until_s else ""
+        return Refusal(Because(Origin.GATE, "quota", text), cure)
 
     def _when(self, until_s: int) -> str:
         return f"{datetime.fromtimestamp(until_s, self._timezone):%Y-%m-%d %H:%M %Z}"
 
     def close(self) -> None:
-        """The flow has ended: what it did not need is others'."""
-        for quota, reserved in self._reserved.items():
-            self._purses.put_back(quota, reserved.left, reserved.until_s)
-            reserved.left = 0
+        """The flow has ended."""
+        if self._open:
+            self._open = False
+            for quota in self._quotas:
+                self._purses.of(quota).pockets -= 1
 
-    def _of(self, transfer: Transfer) -> list[tuple[Quota, _Reserved]]:
-        return [(quota, reserved) for quota, reserved in self._reserved.items() if quota.transfer is transfer]
+    def _of(self, transfer: Transfer) -> list[Quota]:
+        return [quota for quota in self._quotas if quota.transfer is transfer]
 
 
 def pocket_of(accounts: Accounts | None, policy: Policy, flow: Flow) -> Pocket | None:

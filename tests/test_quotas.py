@@ -19,7 +19,7 @@ from proxy.flow import Transfer
 from proxy.messages.worker import AskQuota, QuotaAnswer, WantSegment
 from proxy.policy import load
 from proxy.policy.model import Quota
-from proxy.purse import FILL_BYTES, Got, Purses, pocket_of
+from proxy.purse import READ_BYTES, Got, Purses, pocket_of
 from proxy.quota_service import answer, status
 from proxy.quotas import Key, Ledger, QuotasUnusable, period
 
@@ -332,7 +332,7 @@ def test_workers_together_never_carry_more_than_the_quota(
     assert carried[0] <= limit
     if not dies and limit <= 8 * MIB:
         # what is left in the pockets of others is all that may have been denied
-        assert carried[0] >= min(limit, 12 * MIB) - 3 * (FILL_BYTES + 8 * MIB // 16)
+        assert carried[0] >= min(limit, 12 * MIB) - 3 * (READ_BYTES + 8 * MIB // 16)
     ledger.close()
 
 
@@ -421,3 +421,40 @@ def test_where_nobody_keeps_quotas_nothing_that_has_one_goes() -> None:
         assert refusal is not None and "nobody keeps it" in str(refusal)
 
     run(main())
+
+
+def test_flows_that_are_idle_keep_nothing_from_others(make: Callable[[], Ledger]) -> None:
+    async def main() -> None:
+        ledger = make()
+        purses = Purses(Daemon(ledger, MIB).ask, lambda: NOW)
+        pockets = [purses.pocket([UPLOAD], BERLIN) for _ in range(100)]
+        for pocket in pockets:
+            assert await pocket.opening() is None
+        assert await pockets[7].allow(Transfer.UPLOAD, MIB) == MIB
+        assert ledger.usage(KEY, MIB, BERLIN).used == MIB
+        ledger.close()
+
+    run(main())
+
+
+def test_who_cannot_wait_takes_what_was_filled(make: Callable[[], Ledger]) -> None:
+    async def main() -> None:
+        ledger = make()
+        purses = Purses(Daemon(ledger, 64 * MIB).ask, lambda: NOW)
+        pockets = [purses.pocket([UPLOAD], BERLIN) for _ in range(20)]
+        for pocket in pockets:
+            await pocket.fill(Transfer.UPLOAD)
+        for pocket in pockets:  # each has read before any of them is asked again
+            assert pocket.take(Transfer.UPLOAD, READ_BYTES) == READ_BYTES
+            pocket.close()
+        ledger.close()
+
+    run(main())
+
+
+def test_a_closed_pocket_is_closed_once() -> None:
+    purses = Purses(Daemon(None, 0).ask, lambda: NOW)  # type: ignore[arg-type]  # never asked
+    pocket = purses.pocket([UPLOAD], BERLIN)
+    pocket.close()
+    pocket.close()
+    assert purses.of(UPLOAD).pockets == 0

@@ -113,7 +113,11 @@ def _looks_into(entry: Entry) -> frozenset[str]:
     found = frozenset(a for match in matches for a in match.attributes()) & REQUEST_ATTRIBUTES
     size = entry.match.size
     bounds = (
-        isinstance(entry, Guard) and found <= _CARRIED and size is not None and size.high == MAX_SIZE
+        isinstance(entry, Guard)
+        and found <= _CARRIED
+        and size is not None
+        and size.low > 0
+        and size.high == MAX_SIZE
     ) and not (entry.unless and REQUEST_ATTRIBUTES & set(entry.unless.attributes()))
     return frozenset() if bounds else found
 

@@ -158,6 +158,7 @@ NEEDS = [
     Needs("a rule for anywhere", rules("id: r, match: {content_type: text/html}, verdict: tunnel"), 'rule "r" needs content_type'),
     Needs("a guard with an exception", guards("id: g, match: {zone: corporate}, unless: {method: GET}, at_most: block"), 'guard "g" needs method of "pinned"'),
     Needs("a guard on a direction", guards("id: g, match: {transfer: upload}, at_most: block"), 'guard "g" needs transfer of "pinned"'),
+    Needs("a bound of nothing", guards('id: g, match: {transfer: upload, size: ">=0B"}, at_most: block'), 'guard "g" needs size, transfer'),
     Needs("a bound that a request lifts", guards('id: g, match: {transfer: upload, size: ">1MiB"}, unless: {method: PUT}, at_most: block'), 'guard "g" needs method, size, transfer'),
 ]  # fmt: skip
 
