@@ -219,7 +219,8 @@ def _wireguard_go(gate: Gate) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A way of losing the tunnel and of getting it back; `restore` None is by itself."""
+    """A way of losing the tunnel and of getting it back; `restore` None is by itself. Where something in it
+    depends on the user, `both` users lose it."""
 
     id: str
     lose: Callable[[Gate, Peer], None]
@@ -276,11 +277,13 @@ FAULTS = (
 )
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
+CASES = [pytest.param("root", fault, id=f"root-{fault.id}") for fault in FAULTS]
+CASES += [pytest.param("user", fault, id=f"user-{fault.id}") for fault in FAULTS if fault.both]
+
+
+@pytest.mark.parametrize(("host", "fault"), CASES, indirect=["host"])
 def test_lost_and_back(gate: Gate, peer: Peer, wires: Wires, fault: Fault) -> None:
     """The running download is cut, new requests are refused, readably; later all is good again, unaided."""
-    if not fault.both and gate.host.uid:
-        return  # nothing in it depends on the user
     gate.attested()
     bubble = download(gate)
     fault.lose(gate, peer)
@@ -330,6 +333,37 @@ def test_down_by_hand(gate: Gate, wires: Wires) -> None:
     gate.attested()
     assert_served(gate)
     assert gate.call("tunnel", "list").code == 0
+    wires.quiet()
+
+
+@pytest.mark.parametrize(
+    ("host", "how"),
+    [("root", signal.SIGTERM), ("root", signal.SIGKILL), ("user", signal.SIGKILL)],
+    ids=["root-ended", "root-killed", "user-killed"],
+    indirect=["host"],
+)
+def test_nothing_is_left(new_gate: NewGate, peer: Peer, wires: Wires, how: int) -> None:
+    """A daemon that ends or is killed leaves no process, device, socket or mount of its tunnel."""
+    gate = new_gate(**packets(peer)).attested()
+    below = kernel.descendants(gate.pid)
+    names = [kernel.command_of(pid) for pid in below]
+    for word in ("wireguard-go", "proxy.wireguard", "proxy.packet_holder"):
+        assert any(word in name for name in names), names
+    assert gate.process is not None
+    kernel.end(gate.process, how)
+    kernel.until("they are gone", lambda: not [pid for pid in below if kernel.is_alive(pid)])
+    assert "zg" not in kernel.run(gate.host.root, ["ip", "-br", "link"]).out
+    assert "wireguard" not in kernel.run(gate.host.root, ["ls", "/run"]).out
+    wires.quiet()
+
+
+@AS_ROOT
+def test_many_at_once(gate: Gate, wires: Wires) -> None:
+    """A burst of connections, by name: each is served, and none costs the link to the holder."""
+    gate.attested()
+    done = gate.run("sh", "-c", f"curl -sS -m 30 --parallel --parallel-max 300 'http://{NAME}/?[1-600]'")
+    assert done.out.count("the intranet") == 600, done.err[-500:]
+    assert_served(gate)
     wires.quiet()
 
 
