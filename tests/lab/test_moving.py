@@ -1,0 +1,83 @@
+"""A gateway that moves, a way to it that flaps and that takes small packets only: rows T4 and T5."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack
+from pathlib import Path
+
+from lab import kernel
+from lab.conftest import AS_ROOT, NewGate, Watch
+from lab.gate import Gate
+from lab.test_tunnel import assert_served, download
+from lab.world import GATEWAY, INTRANET, Gateway, Host, World
+
+PORT = 8447
+FLAPS = 200
+SMALL_MTU = 1280  # the least that IPv6 lives with (RFC 8200, section 5)
+
+
+def gateway_at(world: World, address: str) -> Gateway:
+    """A corporate end with the pinned key at an address of corp."""
+    made = Gateway(world, world.directory / f"at-{address}", world.names.server, port=PORT)
+    config = made.directory / "gateway.yaml"
+    config.write_text(config.read_text().replace(f'"{GATEWAY}:{PORT}"', f'"{address}:{PORT}"'))
+    return made
+
+
+@AS_ROOT
+def test_the_gateway_moves(new_gate: NewGate, host: Host, world: World) -> None:
+    """The site file names it; where the name leads is asked anew, and who it is says its key alone."""
+    hosts = host.directory / "hosts"
+    hosts.write_text(f"{GATEWAY} moving.corp.example\n")
+    with ExitStack() as undo:
+        assert kernel.run(host.root, ["mount", "--bind", str(hosts), "/etc/hosts"]).code == 0
+        undo.callback(kernel.run, host.root, ["umount", "/etc/hosts"])
+        first, second = (gateway_at(world, address) for address in (GATEWAY, INTRANET))
+        for one in (first, second):
+            undo.callback(one.end)
+            one.start()
+        gate = new_gate(gateway=f"moving.corp.example:{PORT}").attested()
+        assert_served(gate)
+        assert not _served_by(second)
+        hosts.write_text(f"{INTRANET} moving.corp.example\n")
+        first.end()
+        kernel.until("the other one is asked for what it must refuse", lambda: "0.0.0.0:1" in second.heard())
+        gate.attested()
+        assert_served(gate)
+        assert _served_by(second)
+        assert gate.tunnel()["peer"] == world.names.server.pin
+
+
+def _served_by(gateway: Gateway) -> bool:
+    return '"what":"connect"' in gateway.heard()
+
+
+def test_the_way_flaps(gate: Gate, watch: Watch, world: World) -> None:
+    """However often it goes and comes, nothing else is tried; in the end the tunnel is back by itself."""
+    gate.attested()
+    bubble = download(gate)
+    flap = f"for i in $(seq {FLAPS}); do ip link set n-corp down; ip link set n-corp up; done"
+    done = kernel.run(kernel.Place(world.net), ["sh", "-ec", flap])
+    assert done.code == 0, done
+    gate.attested()
+    assert_served(gate)
+    watch.only_the_gateway()
+    bubble.end()
+
+
+@AS_ROOT
+def test_small_packets(gate: Gate, watch: Watch, world: World, tmp_path: Path) -> None:
+    """What is too large for the way arrives all the same, up and down."""
+    data = bytes(range(256)) * 4096
+    with ExitStack() as undo:
+        for network, device in ((world.net, "n-corp"), (world.corp, "up0")):
+            kernel.must(network, f"ip link set {device} mtu {SMALL_MTU}")
+            undo.callback(kernel.must, network, f"ip link set {device} mtu 1500")
+        gate.attested()
+        url = "http://intranet.corp.example"
+        sent = gate.run("curl", "-sS", "-m", "30", "--data-binary", "@-", f"{url}/upload", stdin=data)
+        assert sent.out == hashlib.sha256(data).hexdigest(), sent
+        got = gate.run("sh", "-c", f"curl -sS -m 30 {url}/big/2 | wc -c")
+        assert got.out.strip() == str(2 << 20), got
+    watch.only_the_gateway()
