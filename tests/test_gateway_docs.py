@@ -143,7 +143,7 @@ def test_the_site_of_one_machine_works(directory: Path) -> None:
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
     assert "\nhello\n" in said
-    assert re.search(r"other\.corp\.example:\d+ is blocked by gate gateway", said), said
+    assert re.search(r"other\.corp\.example:\d+ is blocked by gate unreachable", said), said
     assert process.returncode == 0
 
 

@@ -18,7 +18,8 @@ ROWS = {
     "R1", "R2", "A1", "P1", "U1", "S1",
 }  # fmt: skip
 SLICE = {
-    *(f"N{n}" for n in (1, 2, 3, 4, 5, 11, 12, 13)), "D1", "D2", "D5", "D6", *(f"T{n}" for n in range(1, 6)), "L1", "L2",
+    *(f"N{n}" for n in (1, 2, 3, 4, 5, 11, 12, 13)), "D1", "D2", "D5", "D6", "L1", "L2",
+    *(f"T{n}" for n in range(1, 6)),
     *(f"B{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12)), "L7", "I3", "I10",
 }  # fmt: skip
 # Switches that make no row red by themselves: they are one lock of several, or a tool of another control.
