@@ -72,13 +72,19 @@ class Inspector(Worker):
                 self._take(client, message)
         except ipc.LinkBroken:
             self._cut_where(lambda _: True, "its worker is gone")
+        finally:
+            worker.close()
 
     def _take(self, client: PlainChannel, message: TakeOver) -> None:
         of_bubble = sum(bubble == message.bubble for _, bubble in self._flows.values())
         if len(self._flows) >= self._most or of_bubble >= max(1, self._most * 3 // 4):
             client.abort()
             return
-        connection = self._connection(client, message)
+        try:
+            connection = self._connection(client, message)
+        except ValueError:
+            client.abort()
+            return
         task = asyncio.create_task(connection.serve())
         self._flows[task] = connection, message.bubble
         task.add_done_callback(self._flows.pop)
@@ -90,7 +96,7 @@ class Inspector(Worker):
 
     def _connection(self, client: PlainChannel, message: TakeOver) -> InspectedConnection:
         if self._tls is None:
-            raise ipc.LinkBroken("an inspector is prepared before its first flow")
+            raise ValueError("an inspector is prepared before its first flow")
         address = ip_address(message.address) if message.address else None
         flow = self._new_flow(message.name or None, address, message.port)
         flow = replace(
@@ -101,7 +107,7 @@ class Inspector(Worker):
         )
         host = message.name or address
         if host is None:
-            raise ipc.LinkBroken("a flow has a destination")
+            raise ValueError("a flow has a destination")
         visitor = Visitor(message.bubble, message.enforcement)
         judging = Judging(
             self._gate, self._table, self._records, self._passage.tallies, utc_now,

@@ -46,7 +46,7 @@ from proxy.refusals import Notice
 
 HOOK_LIMIT_S, HEAD_LIMIT_S, HANDSHAKE_LIMIT_S, IDLE_LIMIT_S = 10.0, 30.0, 15.0, 300
 HELD_BYTES, UNPARSED_BYTES = 2 << 20, 1 << 20
-UPSTREAMS = 6
+UPSTREAMS = 100  # as many as HTTP/2 has streams
 
 
 class Go(Enum):
@@ -98,7 +98,6 @@ class InspectedConnection(LiveConnectionHandler):
         self._client_room, self._upstream_room = asyncio.Event(), asyncio.Event()
         self._client_room.set()
         self._upstream_room.set()
-        self._upstreams = asyncio.Semaphore(UPSTREAMS)
         self._client = Stream(client, self._client_may_read)
         self._streams = [self._client]
         self._head_timer: asyncio.TimerHandle | None = None
@@ -128,7 +127,7 @@ class InspectedConnection(LiveConnectionHandler):
         if not self._judging.has_judged and not self._judging.cut_because:
             words = self.cut_because or self._trouble or "it ended before its first request"
             self._judging.unserved(Because(Origin.GATE, "no-request", words))
-        await asyncio.gather(*(stream.ended() for stream in self._streams))
+        await asyncio.gather(*(stream.ended() for stream in self._streams), return_exceptions=True)
 
     def cut(self, because: str) -> None:
         """Reset both sides at once. Nothing moves any more; the first reason counts. Never raises."""
@@ -245,19 +244,16 @@ class InspectedConnection(LiveConnectionHandler):
             await self.handle_connection(server)
         finally:
             self._opened(server)
-            stream.close()
-            self._upstreams.release()
+            await stream.ended()
+            self._streams.remove(stream)
 
     async def _dialled(self, server: Server) -> Stream:
         to = self._destination
         if self._is_over() or server.address != (str(to.host), to.port) or server.transport_protocol != "tcp":
             raise DialFailed("the inspector connects to nothing but the destination")
-        await self._upstreams.acquire()
-        try:
-            channel = await self._connected()
-        except BaseException:
-            self._upstreams.release()
-            raise
+        if len(self.transports) > UPSTREAMS + 1:
+            raise DialFailed("its connection has too many requests open at once")
+        channel = await self._connected()
         stream = Stream(channel, self._upstream_may_read)
         self._streams.append(stream)
         if self._is_over():

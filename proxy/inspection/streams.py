@@ -84,10 +84,10 @@ class Stream:
         try:
             async with asyncio.timeout(LINGER_S):
                 await asyncio.shield(self._sender)
-        except (TimeoutError, asyncio.CancelledError):
-            self._sender.cancel()
-            raise
+        except TimeoutError:
+            pass  # it does not take what it is sent
         finally:
+            self._sender.cancel()
             self.abort()
 
     # -- sending -----------------------------------------------------------------------------------

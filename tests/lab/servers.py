@@ -13,7 +13,7 @@ import os
 import ssl
 import struct
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 BLOCK = 1 << 20
@@ -48,8 +48,8 @@ def web(page: bytes, directory: Path) -> Streams:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         method, target, fields = await _head(reader)
-        body = await _body(reader, fields)
         if target.startswith("/git/"):
+            body = b"".join([piece async for piece in _body(reader, fields)])
             writer.write(await _git(method, target, fields, body, directory))
         elif target.startswith("/files/"):
             writer.write(_file(directory / target.lstrip("/")))
@@ -62,7 +62,10 @@ def web(page: bytes, directory: Path) -> Streams:
                 await writer.drain()
                 await asyncio.sleep(0.01)
         else:
-            said = hashlib.sha256(body).hexdigest().encode() if method == "POST" else page
+            total = hashlib.sha256()
+            async for piece in _body(reader, fields):
+                total.update(piece)
+            said = total.hexdigest().encode() if method == "POST" else page
             writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
             writer.write(b"Content-Length: %d\r\n\r\n%s" % (len(said), said))
         await writer.drain()
@@ -81,13 +84,16 @@ def _file(path: Path) -> bytes:
     return head % (kind, len(content)) + content
 
 
-async def _body(reader: asyncio.StreamReader, fields: dict[str, str]) -> bytes:
+async def _body(reader: asyncio.StreamReader, fields: dict[str, str]) -> AsyncIterator[bytes]:
     if "chunked" in fields.get("transfer-encoding", ""):
-        body = b""
         while size := int((await reader.readline()).split(b";")[0], 16):
-            body += (await reader.readexactly(size + 2))[:-2]
-        return body
-    return await reader.readexactly(int(fields.get("content-length", "0")))
+            yield (await reader.readexactly(size + 2))[:-2]
+        return
+    left = int(fields.get("content-length", "0"))
+    while left:
+        piece = await reader.readexactly(min(left, BLOCK))
+        left -= len(piece)
+        yield piece
 
 
 async def _big(writer: asyncio.StreamWriter, blocks: int) -> None:
