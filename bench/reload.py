@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from proxy.policy import Policy, load
-from proxy.reload import let_go, load_beside
+from proxy.replacement import let_go, load_beside
 
 TICK_S = 0.001
 PERCENT = (50, 99, 99.9, 100)

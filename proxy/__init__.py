@@ -17,7 +17,7 @@ pyproject.toml, and this is what it is about):
     first_bytes, gate, vetted, refusals    Flow -> Admission | Refusal, and how a refusal looks
     config, site                           the site file, and all that it names
     authority, new_site                    who issues the tunnels' certificates; a site's first day
-    reload                                 a policy in place of another while flows go on
+    replacement                            a policy in place of another while flows go on
     mtls_egress, packet_egress             each kind's way to dial
     replies, resolver, resolving           names behind a packet tunnel, and judged addresses
     wireguard_config, wg_quick             a WireGuard tunnel in a site file, and out of a wg-quick file

@@ -74,7 +74,7 @@ from proxy.passage import Passage, Visitor
 from proxy.policy import Problems, load
 from proxy.private import private_files
 from proxy.purse import Accounts
-from proxy.reload import let_go, load_beside
+from proxy.replacement import let_go, load_beside
 
 REPORT_EVERY_S = 1.0
 OTHER_DESCRIPTORS = 1024

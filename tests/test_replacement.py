@@ -14,7 +14,7 @@ import pytest
 
 from proxy.policy import Policy, Problems, load
 from proxy.policy.source import Map, Node, Scalar, Seq, read, release
-from proxy.reload import FREED_PER_TURN, let_go, load_beside
+from proxy.replacement import FREED_PER_TURN, let_go, load_beside
 
 SHIPPED = Path(__file__).parents[1] / "policies" / "corporate.policy.yaml"
 
