@@ -7,7 +7,7 @@ what does is proved at the gateway by the keeper before it counts. It says what 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from proxy import expiry
@@ -84,6 +84,15 @@ async def follow(
         if trouble and trouble != said:
             say(f"tunnel {tunnel.name} keeps the certificate that it has: {trouble}")
         said = trouble
+
+
+def ahead(files: Mapping[str, TunnelKeys]) -> list[str]:
+    """What will expire of the certificates of tunnels, said 30 days ahead."""
+    now = datetime.now(UTC)
+    certificates = [(name, keys.certificate) for name, keys in files.items() if isinstance(keys, TunnelFiles)]
+    return [
+        line for name, certificate in certificates for line in expiry.warnings(name, certificate, "", now)
+    ]
 
 
 def _same(one: TunnelKeys, other: TunnelKeys) -> bool:

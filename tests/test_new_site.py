@@ -93,6 +93,14 @@ def test_the_life_of_a_certificate(corp: Path) -> None:
     assert rows[4]["fingerprint"] in (corp / "gateway/revoked.txt").read_text()
 
 
+def test_a_check_says_ahead_of_time_what_expires(corp: Path) -> None:
+    config = str(corp / "laptop/zonegate.yaml")
+    assert call("up", "--check", "-c", config).output == "zonegate: nothing is wrong with these files\n"
+    assert call("cert", "renew", "laptop", "--days", "20", "--site", str(corp)).exit_code == 0
+    done = call("up", "--check", "-c", config)
+    assert (done.exit_code, 'the certificate "laptop" of tunnel hq expires in' in done.output) == (0, True)
+
+
 def test_what_cannot_be_is_one_line(corp: Path, tmp_path: Path) -> None:
     for words in (("issue", "../x"), ("renew", "nobody"), ("revoke", "nobody"), ("revoke", "gateway")):
         done = call("cert", *words, "--site", str(corp))

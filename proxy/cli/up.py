@@ -12,6 +12,7 @@ import click
 from proxy.admin import AdminError
 from proxy.cli.errors import fail
 from proxy.paths import Places, site_file
+from proxy.renewal import ahead
 from proxy.site import SiteError, load_site
 from proxy.supervisor import supervise
 
@@ -32,7 +33,7 @@ def command(config: Path | None, cooperative: bool, check: bool) -> None:
     try:
         loaded = load_site(site_file(config, os.geteuid(), os.environ))
         if check:
-            click.echo("zonegate: nothing is wrong with these files")
+            click.echo("\n".join(["zonegate: nothing is wrong with these files", *ahead(loaded.files)]))
             return
         places = Places.of(loaded.site.run, loaded.site.state, os.environ)
         if not asyncio.run(supervise(loaded, places, cooperative=cooperative)):

@@ -26,6 +26,7 @@ def put(gate: Gate, issued: Issued) -> None:
         fresh.replace(gate.directory / name)
 
 
+@AS_ROOT
 def test_the_devices(new_gate: NewGate, new_gateway: NewGateway, world: World) -> None:
     """A rogue one changes nothing; the right one is proved, and used for what comes; a download goes on."""
     other = new_gateway(world.names.server)

@@ -53,6 +53,7 @@ def _served_by(gateway: Gateway) -> bool:
     return '"what":"connect"' in gateway.heard()
 
 
+@AS_ROOT
 def test_the_way_flaps(gate: Gate, watch: Watch, world: World) -> None:
     """However often it goes and comes, nothing else is tried; in the end the tunnel is back by itself."""
     gate.attested()
