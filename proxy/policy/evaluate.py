@@ -57,6 +57,7 @@ class Policy:
         self._tables = compile_model(model, own)
         direct = [rule.match.zone for rule in self._tables.rules if rule.verdict is Verdict.DIRECT]
         self._duties = Duties(model.destinations)
+        self._has_duties = bool(self._duties)
         self._direct_zones = {zone for zones in direct for zone in (zones or model.zones)}
 
     def parts(self) -> list[object]:
@@ -86,7 +87,7 @@ class Policy:
         Raises ValueError for a flow whose time has no time zone.
         """
         judgement = self._judge(flow, tunnel)
-        if self._duties and flow.method in (UNKNOWN, FAILED) and judgement.verdict:
+        if self._has_duties and flow.method in (UNKNOWN, FAILED) and judgement.verdict:
             judgement = self._scanned(flow, judgement)
         if self._tables.reports:
             found = tuple(tracing.reports(self._tables, flow, tunnel))
@@ -111,7 +112,7 @@ class Policy:
 
     def scan(self, flow: Flow) -> Scan | None:
         """What is looked for in what is sent by a flow; None where nothing is."""
-        return self._duties.scan(flow) if self._duties else None
+        return self._duties.scan(flow) if self._has_duties else None
 
     def quotas(self, flow: Flow) -> tuple[Quota, ...]:
         """How much a flow may carry in a period, whatever its verdict: every one of them counts."""
