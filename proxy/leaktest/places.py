@@ -240,7 +240,7 @@ class Bubble:
             except BaseException:
                 self.close()
                 raise
-            ours.send(b"go")
+            ours.send(inner.GO)
 
     def shut_in(self) -> None:
         """Hang up: for this bubble there is no daemon any more."""
