@@ -23,6 +23,8 @@ pyproject.toml, and this is what it is about):
     wireguard_config, wg_quick             a WireGuard tunnel in a site file, and out of a wg-quick file
     tunnels/, renewal, expiry              a holder's evidence, judged; their certificates, kept new
     held, tunnel_orders                    what is held down by hand
+    ip_packets, datagrams, exchange, quic  UDP: packets of our own, the table, the carrier, QUIC's names
+    datagram_passage, captured_datagrams   the way of one exchange; a bubble's datagrams
     passage, captured, explicit/           the way of one flow; a bubble's ingress; HTTP proxy and SOCKS5
     listeners, passwords, private          explicit listeners as bound; files of logins; keys as files
     quotas, purse, quota_service           how much may still go: the accounts, the portions of a worker

@@ -18,7 +18,9 @@ from ipaddress import ip_address
 from proxy import namespaces
 from proxy.addresses import inner
 from proxy.allocator import is_synthetic
+from proxy.captured_datagrams import OWN, CapturedDatagrams
 from proxy.channel.plain import Backlog, PlainChannel
+from proxy.datagram_passage import DatagramPassage
 from proxy.flow import Flow, IPAddress, Refusal
 from proxy.gate import gate_refusal
 from proxy.names import BubbleNames, DatagramNames, stream_names
@@ -27,7 +29,6 @@ from proxy.passage import Passage, Visitor
 ACCEPTED_PER_TURN = 64
 MAX_NAME_STREAMS = 64
 PAUSE_S = 0.1
-_OWN = frozenset({ip_address(namespaces.OWN_V4), ip_address(namespaces.OWN_V6)})
 _RESET = struct.pack("ii", 1, 0)
 
 type NewFlow = Callable[[str | None, IPAddress | None, int], Flow]
@@ -47,6 +48,7 @@ class Captured:
         backlog: Backlog,
         most: int,
         room: Callable[[], bool],
+        datagrams: DatagramPassage | None = None,
     ) -> None:
         self.visitor = visitor
         self._names, self._passage, self._new_flow = names, passage, new_flow
@@ -55,7 +57,8 @@ class Captured:
         self._tasks: set[asyncio.Task[None]] = set()
         self._name_streams = 0
         self._closed = False
-        by_name: Mapping[str, socket.socket] = dict(zip(namespaces.LISTENERS, listeners, strict=True))
+        ears = (*namespaces.LISTENERS, *namespaces.DATAGRAM_EARS)
+        by_name: Mapping[str, socket.socket] = dict(zip(ears, listeners, strict=False))
         self._listeners = [by_name[name] for name in namespaces.LISTENERS if not name.startswith("dns")]
         self._name_listeners = [by_name["dns-tcp4"], by_name["dns-tcp6"]]
         self._datagrams = [DatagramNames(by_name[name], names) for name in ("dns4", "dns6")]
@@ -66,8 +69,15 @@ class Captured:
         for listener in self._name_listeners:
             self._loop.add_reader(listener, self._accept, listener, self._serve_names)
 
+        self._exchanges: CapturedDatagrams | None = None
+        if datagrams is not None and "udp4" in by_name:
+            self._exchanges = CapturedDatagrams(visitor, by_name, names, datagrams, new_flow, self._has_room)
+
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._tasks) + (len(self._exchanges) if self._exchanges is not None else 0)
+
+    def _has_room(self) -> bool:
+        return len(self) < self._most and self._room()
 
     def close(self) -> None:
         """Hear no more and cut what is open. Safe to call twice."""
@@ -79,6 +89,8 @@ class Captured:
             listener.close()
         for datagrams in self._datagrams:
             datagrams.close()
+        if self._exchanges is not None:
+            self._exchanges.close()
         for task in self._tasks:
             task.cancel()
 
@@ -94,7 +106,7 @@ class Captured:
                 self._loop.remove_reader(listener)
                 self._loop.call_later(PAUSE_S, self._resume, listener, serve)
                 return
-            if len(self._tasks) >= self._most or not self._room():
+            if not self._has_room():
                 _reset(sock)
                 continue
             task = self._loop.create_task(serve(sock))
@@ -122,7 +134,7 @@ class Captured:
         name: str | Refusal | None = None
         if is_synthetic(address):
             name = await self._names.name_of(address)
-        elif (meant := inner(address)) in _OWN or meant.is_loopback:
+        elif (meant := inner(address)) in OWN or meant.is_loopback:
             name = gate_refusal("own-address", "it is the gate's own address in this zone")
         judged = None if is_synthetic(address) else address
         if isinstance(name, Refusal):

@@ -38,11 +38,11 @@ async def start(command: Sequence[str], fds: Sequence[int]) -> Process:
         raise
 
 
-async def start_module(module: str, theirs: socket.socket, *fds: int) -> Process:
-    """Start `proxy.MODULE`, which has the standard library only, with its link and further descriptors."""
+async def start_module(module: str, theirs: socket.socket, *fds: int, words: Sequence[str] = ()) -> Process:
+    """Start `proxy.MODULE`, which has the standard library only, with its link, descriptors, and words."""
     numbers = [theirs.fileno(), *fds]
     try:
-        return await start(sandbox.python_command(module, *map(str, numbers), bare=True), numbers)
+        return await start(sandbox.python_command(module, *map(str, numbers), *words, bare=True), numbers)
     finally:
         theirs.close()
 

@@ -119,6 +119,7 @@ class Worker:
         self._early = 0
         self._served: dict[str, asyncio.Task[None]] = {}
         self._serving: dict[str, asyncio.Future[None]] = {}
+        self._carries_datagrams = False
 
     @property
     def pid(self) -> int:
@@ -160,6 +161,7 @@ class Worker:
                 fds += [ipc.memory_file("tunnel", content) for content in files.contents()]
             fds.append(holder.detach() if holder else _dead_end())
         setups = tuple(self._keepers[name].setup for name in zone.tunnels)
+        self._carries_datagrams = any(setup.packets is not None for setup in setups)
         link.send(
             Configure(
                 zone=zone.name,
@@ -251,7 +253,7 @@ class Worker:
     async def _serve(self, bubble: Bubble) -> None:
         async with self.post.doors:
             self._must_be_here(bubble)
-            listeners = await _open_ears(bubble)
+            listeners = await _open_ears(bubble, datagrams=self._carries_datagrams)
         link = self._link
         served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._serving[bubble.id] = served
@@ -378,11 +380,12 @@ def _dead_end() -> int:
     return ours.detach()
 
 
-async def _open_ears(bubble: Bubble) -> Sequence[int]:
+async def _open_ears(bubble: Bubble, *, datagrams: bool = False) -> Sequence[int]:
     """The listening sockets of a bubble's namespace, opened there by a door process."""
     ours, theirs = ipc.pair()
+    words = ["datagrams"] if datagrams else []
     try:
-        process = await children.start_module("door", theirs, *bubble.namespaces)
+        process = await children.start_module("door", theirs, *bubble.namespaces, words=words)
     except OSError as error:
         ours.close()
         raise CrewError(f"the door of the bubble cannot be started: {error.strerror}") from error

@@ -31,6 +31,7 @@ BACKLOG = 4096
 SO_NETNS_COOKIE = 71  # linux/socket.h, since 5.14
 IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
 IP_PKTINFO, IPV6_RECVPKTINFO = 8, 49
+IP_ORIGDSTADDR, IPV6_ORIGDSTADDR = 20, 74  # as an option they ask for it: linux/in.h, linux/in6.h
 SIOCGIFFLAGS, IFF_UP = 0x8913, 1
 NS_GET_USERNS, NS_GET_OWNER_UID = 0xB701, 0xB704  # ioctl_ns(2)
 
@@ -41,6 +42,8 @@ KERNELS_OWN = frozenset((
 
 # In the order in which the door sends them.
 LISTENERS = ("tcp4", "tcp6", "dns4", "dns6", "dns-tcp4", "dns-tcp6")
+# After them, in a zone with a tunnel that carries packets. Elsewhere the kernel refuses datagrams at once.
+DATAGRAM_EARS = ("udp4", "udp6", "reply4", "reply6")
 
 
 class NamespaceError(Exception):
@@ -75,7 +78,7 @@ table inet zonegate {{
     ip6 daddr {{ {OWN_V6}, ::1 }} accept
     udp dport {DNS_PORT} accept
     tcp dport {DNS_PORT} accept
-    meta l4proto tcp tproxy to :{GATE_PORT} accept
+    meta l4proto {{ tcp, udp }} tproxy to :{GATE_PORT} accept
     meta l4proto tcp reject with tcp reset
     reject with icmpx admin-prohibited
   }}
@@ -231,14 +234,39 @@ def open_listeners() -> list[socket.socket]:
     return made
 
 
-def _socket(family: socket.AddressFamily, kind: socket.SocketKind) -> tuple[socket.socket, bool]:
+def open_datagram_ears() -> list[socket.socket]:
+    """The gate's ears for UDP, in the order of DATAGRAM_EARS: two that hear and two that answer.
+
+    Those that answer send whole packets and hear nothing (raw(7), IPPROTO_RAW), by lo and no other device.
+    """
+    made: list[socket.socket] = []
+    for family, anywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        sock, usable = _socket(family, socket.SOCK_DGRAM)
+        _transparent(sock)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_ORIGDSTADDR, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_ORIGDSTADDR, 1)
+        sock.bind((anywhere, GATE_PORT) if usable else ("127.0.0.1", 0))
+        made.append(sock)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        sock, _ = _socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        made.append(sock)
+    return made
+
+
+def _socket(
+    family: socket.AddressFamily, kind: socket.SocketKind, protocol: int = 0
+) -> tuple[socket.socket, bool]:
     try:
-        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
     except OSError as error:
         if error.errno != errno.EAFNOSUPPORT or family != socket.AF_INET6:
             raise
-        return socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC), False
-    if family == socket.AF_INET6:
+        again = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+        return again, False
+    if family == socket.AF_INET6 and kind != socket.SOCK_RAW:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     return sock, True
 

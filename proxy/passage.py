@@ -113,16 +113,16 @@ class Passage:
     ) -> None:
         self._gate, self._table, self.records = gate, table, records
         self._hand_over, self._accounts = hand_over, accounts
-        self._now, self._number = now, number
+        self._now, self.number = now, number
         self.tallies = Tallies()
 
     async def pass_through(self, client: Channel, flow: Flow, visitor: Visitor) -> None:
         """Take one accepted connection to its end. Raises nothing but CancelledError; closes `client`."""
-        number = self._number()
+        number = self.number()
         try:
             answer, flow, first = await self._judge(client, flow, visitor.manner)
             if isinstance(answer, Refusal):
-                self._record_refusal(answer, flow, visitor, number)
+                self.record_refusal(answer, flow, visitor, number)
                 refusal: Refusal | None = answer
             elif isinstance(answer, Inspect):
                 refusal = await self._inspect(client, flow, first, visitor, number)
@@ -137,8 +137,8 @@ class Passage:
 
     async def refuse(self, client: Channel, flow: Flow, refusal: Refusal, visitor: Visitor) -> None:
         """Record and show a refusal that was known before the gate was asked; closes `client`."""
-        number = self._number()
-        self._record_refusal(refusal, flow, visitor, number)
+        number = self.number()
+        self.record_refusal(refusal, flow, visitor, number)
         try:
             await self._show(client, refusal, b"", flow, visitor.manner, number)
         finally:
@@ -206,12 +206,12 @@ class Passage:
         """Record, dial, relay, record. A Refusal when nothing of the destination reached the client."""
         scan = admission.policy.scan(flow)
         if scan is not None and scan.block:  # whoever judged it: no relay looks into what it carries
-            self._record_refusal(UNSCANNED, flow, visitor, number)
+            self.record_refusal(UNSCANNED, flow, visitor, number)
             return UNSCANNED
         pocket = pocket_of(self._accounts, admission.policy, flow)
         if pocket is not None and (refusal := await pocket.opening()) is not None:
             pocket.close()
-            self._record_refusal(refusal, flow, visitor, number)
+            self.record_refusal(refusal, flow, visitor, number)
             return refusal
         try:
             return await self._carry_within(client, flow, first, admission, visitor, number, pocket)
@@ -230,7 +230,7 @@ class Passage:
         pocket: Pocket | None,
     ) -> Refusal | None:
         """The same, under the quotas that the flow draws on."""
-        record = self._verdict(flow, visitor, number, admission.judgement.because, admission)
+        record = self.verdict(flow, visitor, number, admission.judgement.because, admission)
         try:
             self.records.verdict(record)
         except AuditUnwritable as error:
@@ -242,12 +242,12 @@ class Passage:
         try:
             upstream, flow = await resolving.dial(admission, flow)
         except (DialFailed, ValueError) as error:
-            self._end(record, 0, 0, started, f"could not be dialled: {error}")
+            self.record_end(record, 0, 0, started, f"could not be dialled: {error}")
             if isinstance(error, DialFailed) and error.status:
                 return gate_refusal(BY_GATEWAY.get(error.status, "gateway"), str(error))
             return Refusal(Because(Origin.GATE, "tunnel", str(error)), TUNNEL_CURE, egress.name)
         except asyncio.CancelledError:
-            self._end(record, 0, 0, started, "cut by the gate while dialling")
+            self.record_end(record, 0, 0, started, "cut by the gate while dialling")
             raise
 
         record = replace(record, address=None if isinstance(flow.address, Missing) else flow.address)
@@ -274,7 +274,7 @@ class Passage:
             reset()
             counts = entry.counts
             why = f"{End.CUT}: {entry.cut_because}" if entry.cut_because else why
-            self._end(record, counts.uploaded, counts.downloaded, started, why)
+            self.record_end(record, counts.uploaded, counts.downloaded, started, why)
         return None
 
     async def _relay(
@@ -289,7 +289,7 @@ class Passage:
     ) -> str:
         """Open the flow and carry it; says why it ended. What changed while it was dialled is asked again."""
         egress, grant = admission.egress, admission.grant
-        if not egress.admits(grant) or not self._is_admitted(entry, admission):
+        if not egress.admits(grant) or not self.is_admitted(entry, admission):
             return "no longer admitted when it was dialled"
         self._table.add(entry)
         self.tallies.admitted += 1
@@ -311,7 +311,7 @@ class Passage:
         finally:
             self._table.remove(entry)
 
-    def _is_admitted(self, entry: OpenFlow, admission: Admission) -> bool:
+    def is_admitted(self, entry: OpenFlow, admission: Admission) -> bool:
         """Whether the judgement holds still: no lock came, neither policy nor window of time has changed."""
         now, edge = self._now(), admission.policy.next_edge(entry.flow.at)
         same = admission.policy is self._gate.policy and (edge is None or now < edge)
@@ -328,7 +328,7 @@ class Passage:
             await visitor.manner.proceed()
             refusal = await self._hand_over(client, flow, first, visitor, number)
         if refusal is not None:
-            self._record_refusal(refusal, flow, visitor, number)
+            self.record_refusal(refusal, flow, visitor, number)
         return refusal
 
     # -- a refused flow ----------------------------------------------------------------------------
@@ -357,20 +357,23 @@ class Passage:
 
     # -- records -----------------------------------------------------------------------------------
 
-    def _verdict(
+    def verdict(
         self, flow: Flow, visitor: Visitor, number: str, because: Because, admission: Admission | None
     ) -> VerdictRecord:
+        """The record of a verdict of now: a block without an admission."""
         if admission is None:
             return verdict_record(self._now(), number, flow, visitor, because, self._gate.policy.hash)
         tunnel, grant, policy = admission.egress.name, admission.grant, admission.policy
         return verdict_record(self._now(), number, flow, visitor, because, policy.hash, tunnel, grant)
 
-    def _record_refusal(self, refusal: Refusal, flow: Flow, visitor: Visitor, number: str) -> None:
+    def record_refusal(self, refusal: Refusal, flow: Flow, visitor: Visitor, number: str) -> None:
+        """Count and record a flow that was refused."""
         self.tallies.refused += 1
         with contextlib.suppress(AuditUnwritable):  # it is refused anyway; `status` tells the trouble
-            self.records.verdict(self._verdict(flow, visitor, number, refusal.because, None))
+            self.records.verdict(self.verdict(flow, visitor, number, refusal.because, None))
 
-    def _end(self, record: VerdictRecord, up: int, down: int, started: float, why: str) -> None:
+    def record_end(self, record: VerdictRecord, up: int, down: int, started: float, why: str) -> None:
+        """Count and record the end of a flow."""
         self.tallies.bytes_up += up
         self.tallies.bytes_down += down
         duration_s = round(time.monotonic() - started, 3)

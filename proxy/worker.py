@@ -30,6 +30,7 @@ from proxy.audit import Segment, Tally
 from proxy.captured import Captured
 from proxy.channel.contexts import client_context
 from proxy.channel.plain import Backlog
+from proxy.datagram_passage import DatagramPassage
 from proxy.egress import Egress
 from proxy.explicit.listener import Explicit, server_side
 from proxy.explicit.logins import Failures, Login, Logins
@@ -165,6 +166,7 @@ class Worker:
             accounts=self._accounts,
             hand_over=self._handing_over,
         )
+        self._datagrams = DatagramPassage(self._passage, self._gate, self._table, self._egresses.values())
         self._hand = Hand(self._gate, self._table, utc_now, link.send, self._start)
         self._bubbles: dict[str, Captured] = {}
         self._explicit: dict[str, Explicit] = {}
@@ -273,6 +275,7 @@ class Worker:
             self._backlog,
             max(1, self._most * 3 // 4),  # what one bubble leaves to the others
             self._has_room,
+            self._datagrams,
         )
         self._link.send(Serving(message.bubble))
 

@@ -126,9 +126,14 @@ async def _resolver(far: Far) -> tuple[asyncio.DatagramTransport, asyncio.Server
         writer.write(len(said).to_bytes(2) + said)
         writer.close()
 
-    transport, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(far), ("127.0.0.1", 0))
-    port = transport.get_extra_info("sockname")[1]
-    server = await asyncio.start_server(by_tcp, "127.0.0.1", port)
+    while True:
+        transport, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(far), ("127.0.0.1", 0))
+        port = transport.get_extra_info("sockname")[1]
+        try:
+            server = await asyncio.start_server(by_tcp, "127.0.0.1", port)
+            break
+        except OSError:  # of TCP somebody else has that port
+            transport.close()
     far.servers[RESOLVER, 53] = port
     return transport, server
 

@@ -217,9 +217,9 @@ def test_a_bubble_that_has_left_its_post_is_not_served(
     doors: list[object] = []
     start_module = children.start_module
 
-    async def counted(*arguments: Any) -> Any:
+    async def counted(*arguments: Any, **more: Any) -> Any:
         doors.append(arguments)
-        return await start_module(*arguments)
+        return await start_module(*arguments, **more)
 
     monkeypatch.setattr(children, "start_module", counted)
 
@@ -243,8 +243,8 @@ def test_a_bubble_that_leaves_while_its_ears_are_opened_is_not_served(
 ) -> None:
     open_ears = crew._open_ears
 
-    async def and_leaves(bubble: Bubble) -> Any:
-        found = await open_ears(bubble)
+    async def and_leaves(bubble: Bubble, *, datagrams: bool) -> Any:
+        found = await open_ears(bubble, datagrams=datagrams)
         ground.post.bubbles.clear()
         return found
 
@@ -282,7 +282,7 @@ def test_a_namespace_that_cannot_be_served_is_an_error_in_words_and_can_be_tried
 def test_a_door_that_cannot_be_started_is_an_error_in_words(
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def none(_: str, theirs: socket.socket, *__: int) -> None:
+    async def none(_: str, theirs: socket.socket, *__: int, words: list[str]) -> None:
         theirs.close()
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
@@ -388,7 +388,7 @@ def test_a_user_has_a_few_doors_opened_at_a_time_however_many_bubbles_ask(
 ) -> None:
     opening = most = 0
 
-    async def door(_: Bubble) -> list[int]:
+    async def door(_: Bubble, *, datagrams: bool) -> list[int]:
         nonlocal opening, most
         opening += 1
         most = max(most, opening)

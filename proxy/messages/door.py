@@ -8,8 +8,8 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The zone's listeners, in the order of namespaces.LISTENERS, or why there are none."""
+    """The zone's listeners, in the order of namespaces.LISTENERS and DATAGRAM_EARS, or why there are none."""
 
-    descriptors: ClassVar[tuple[int, int]] = (0, 6)
+    descriptors: ClassVar[tuple[int, int]] = (0, 10)
 
     trouble: str

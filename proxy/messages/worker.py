@@ -31,9 +31,9 @@ class Configure:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """The ears of a new bubble; descriptors in the order of namespaces.LISTENERS."""
+    """The ears of a new bubble; descriptors in the order of namespaces.LISTENERS and DATAGRAM_EARS."""
 
-    descriptors: ClassVar[tuple[int, int]] = (6, 6)
+    descriptors: ClassVar[tuple[int, int]] = (6, 10)
 
     bubble: str
     enforcement: str

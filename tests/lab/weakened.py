@@ -187,7 +187,7 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
     "special-ranges": {
         "worker": "import proxy.policy.compile as c\n"
         "c._claim = lambda own, special, wide, narrow: c.Claim(False, False, bool(wide), wide)\n"
-        "import proxy.captured as p; p._OWN = frozenset()",
+        "import proxy.captured as p; p.OWN = frozenset()",
     },
 }
 

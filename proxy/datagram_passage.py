@@ -1,0 +1,155 @@
+"""The way of one UDP exchange: judged by its first datagram, recorded, given a socket, carried, recorded.
+
+As with a connection (see passage) nothing goes anywhere before the verdict is on record. What a tunnel
+cannot carry, and what would have to be looked into, is refused at once, so that programs fall back to TCP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from contextlib import aclosing
+from dataclasses import replace
+
+from proxy import quic
+from proxy.audit import AuditUnwritable
+from proxy.egress import DialFailed, Egress
+from proxy.exchange import Exchange
+from proxy.flow import Because, Flow, Missing, Origin, Protocol, Refusal
+from proxy.flow_table import FlowTable, OpenFlow
+from proxy.gate import (
+    TUNNEL_CURE,
+    Admission,
+    Answer,
+    Gate,
+    Inspect,
+    NeedsAddress,
+    disagreement,
+    gate_refusal,
+)
+from proxy.packet_egress import PacketEgress
+from proxy.passage import Passage, Visitor
+from proxy.relay import End, Ending
+from proxy.resolving import resolve
+
+HELLO_LIMIT_S = 2.0
+HAS_QUOTA = gate_refusal("quota", "what draws on a quota goes by no datagrams", "use TCP")
+NO_TUNNEL = gate_refusal("no-datagrams", "no tunnel of this zone carries datagrams", "use TCP")
+
+
+class DatagramPassage:
+    """Carries UDP exchanges of one zone, through those of its tunnels that carry packets."""
+
+    def __init__(self, passage: Passage, gate: Gate, table: FlowTable, egresses: Iterable[Egress]) -> None:
+        self._passage, self._gate, self._table = passage, gate, table
+        self._egresses = tuple(one.name for one in egresses if isinstance(one, PacketEgress))
+
+    async def carry(self, exchange: Exchange, first: bytes, flow: Flow, visitor: Visitor) -> None:
+        """Take an exchange to its end. Raises nothing but CancelledError."""
+        number = self._passage.number()
+        protocol = Protocol.QUIC if quic.is_first(first) else Protocol.UDP
+        flow = replace(flow, transport=Protocol.UDP, protocol=protocol)
+        answer, flow = await self._judge(flow)
+        if isinstance(answer, Admission) and answer.policy.quotas(flow):
+            answer = HAS_QUOTA
+        if isinstance(answer, Admission) and protocol is Protocol.QUIC:
+            answer = await self._agreed(exchange, flow) or answer
+        refusal: Refusal | None
+        if isinstance(answer, Admission):
+            refusal = await self._carry(exchange, flow, answer, visitor, number)
+        else:
+            refusal = answer
+            self._passage.record_refusal(refusal, flow, visitor, number)
+        if refusal is not None:
+            exchange.refuse()
+
+    def refuse(self, exchange: Exchange, flow: Flow, refusal: Refusal, visitor: Visitor) -> None:
+        """Record and show a refusal that was known before the gate was asked."""
+        flow = replace(flow, transport=Protocol.UDP, protocol=Protocol.UDP)
+        self._passage.record_refusal(refusal, flow, visitor, self._passage.number())
+        exchange.refuse()
+
+    async def _judge(self, flow: Flow) -> tuple[Admission | Refusal, Flow]:
+        """The first of the tunnels that carry packets through which it is admitted, or why none is."""
+        refused = NO_TUNNEL
+        for name in self._egresses:
+            answer: Answer = self._gate.ask(flow, through=name)
+            judged = flow
+            if isinstance(answer, NeedsAddress):
+                answer, judged = await resolve(self._gate, flow, answer)
+            if isinstance(answer, Admission):
+                return answer, judged
+            refused = answer if isinstance(answer, Refusal) else _undecided(answer)
+        return refused, flow
+
+    async def _agreed(self, exchange: Exchange, flow: Flow) -> Refusal | None:
+        """Names must agree, as for TLS over TCP. After that nothing passes that begins another connection."""
+        hello = quic.ClientHello()
+        try:
+            async with asyncio.timeout(HELLO_LIMIT_S), aclosing(exchange.first()) as datagrams:
+                async for datagram in datagrams:
+                    seen = hello.take(datagram)
+                    if seen is not None:
+                        exchange.vet = hello.belongs
+                        return disagreement(flow, seen)
+        except TimeoutError:
+            pass
+        return gate_refusal("malformed", "its first message has no end")
+
+    async def _carry(
+        self, exchange: Exchange, flow: Flow, admission: Admission, visitor: Visitor, number: str
+    ) -> Refusal | None:
+        passage, egress, grant = self._passage, admission.egress, admission.grant
+        if isinstance(flow.address, Missing) or not isinstance(egress, PacketEgress):
+            return gate_refusal("undecided", "its address is not known")
+        record = passage.verdict(flow, visitor, number, admission.judgement.because, admission)
+        try:
+            passage.records.verdict(record)
+        except AuditUnwritable as error:
+            passage.tallies.refused += 1
+            return gate_refusal("no-record", f"nothing can be recorded: {error}", "make room on the disk")
+        started = time.monotonic()
+        try:
+            upstream = await egress.open_socket("udp", flow.address, flow.port)
+        except DialFailed as error:
+            passage.record_end(record, 0, 0, started, f"could not be dialled: {error}")
+            return Refusal(Because(Origin.GATE, "tunnel", str(error)), TUNNEL_CURE, egress.name)
+        except asyncio.CancelledError:
+            passage.record_end(record, 0, 0, started, "cut by the gate while dialling")
+            raise
+        entry = OpenFlow(
+            id=number,
+            bubble=visitor.bubble,
+            flow=flow,
+            tunnel=egress.name,
+            policy=admission.policy.hash,
+            reset=lambda: exchange.end(Ending(End.CUT)),
+            because=str(admission.judgement.because),
+        )
+        why = "no longer admitted when it was dialled"
+        if not egress.admits(grant) or not passage.is_admitted(entry, admission):
+            upstream.close()
+            passage.record_end(record, 0, 0, started, why)
+            return gate_refusal("not-admitted", why)
+        self._table.add(entry)
+        passage.tallies.admitted += 1
+        try:
+            exchange.begin(upstream, lambda: egress.admits(grant), admission.judgement.budgets, entry.counts)
+            why = str(await asyncio.shield(exchange.ended))
+        except asyncio.CancelledError:
+            entry.cut_because = entry.cut_because or "the worker ends"
+            raise
+        finally:
+            exchange.end(Ending(End.CUT))
+            self._table.remove(entry)
+            counts = entry.counts
+            why = f"{End.CUT}: {entry.cut_because}" if entry.cut_because else why
+            passage.record_end(record, counts.uploaded, counts.downloaded, started, why)
+        return None
+
+
+def _undecided(answer: Answer) -> Refusal:
+    """What only a look into it would decide, which nobody takes: a program that hears so at once uses TCP."""
+    wants = f"{answer.judgement.because} would have to look into it" if isinstance(answer, Inspect) else ""
+    return gate_refusal("needs-inspection", wants or "its rules still wait", "use TCP")
