@@ -52,6 +52,9 @@ class Manner(Interface):
     def upstream(self, channel: Channel) -> Channel:
         """The destination's side, as this client is to read it."""
 
+    def given(self, client: Channel, first: bytes) -> tuple[Channel, bytes]:
+        """The client's own connection, and what it said first, for whoever takes the flow over."""
+
 
 class Captured:
     """The client knows of no gate: its first word is for its destination, and so is the answer to it."""
@@ -68,6 +71,10 @@ class Captured:
     def upstream(self, channel: Channel) -> Channel:
         """As it is."""
         return channel
+
+    def given(self, client: Channel, first: bytes) -> tuple[Channel, bytes]:
+        """As it came."""
+        return client, first
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,9 +331,10 @@ class Passage:
     ) -> Refusal | None:
         """Have an inspector carry the flow. A Refusal when there is none."""
         refusal: Refusal | None = NO_INSPECTOR
-        if self._hand_over is not None and isinstance(client, PlainChannel):
+        given, said = visitor.manner.given(client, first)
+        if self._hand_over is not None and isinstance(given, PlainChannel):
             await visitor.manner.proceed()
-            refusal = await self._hand_over(client, flow, first, visitor, number)
+            refusal = await self._hand_over(given, flow, said, visitor, number)
         if refusal is not None:
             self.record_refusal(refusal, flow, visitor, number)
         return refusal

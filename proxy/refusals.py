@@ -75,6 +75,7 @@ main {{ padding: clamp(1.25rem, 5vw, 2.5rem); background: var(--card); border: 1
 h1 {{ margin: 0; font-size: clamp(1.375rem, 5vw, 1.75rem); line-height: 1.25; text-wrap: balance }}
 .to {{ margin: .5rem 0 0; font: 1rem/1.5 ui-monospace, monospace; overflow-wrap: anywhere }}
 .why {{ margin: 1.25rem 0 0; font-size: 1.125rem; overflow-wrap: anywhere }}
+.why::first-letter {{ text-transform: uppercase }}
 .cure {{ margin: .75rem 0 0; overflow-wrap: anywhere }}
 dl {{ margin: 1.75rem 0 0; border-top: 1px solid var(--line); font-size: .9375rem }}
 dl div {{ display: grid; grid-template-columns: 9rem minmax(0, 1fr); gap: 0 1rem; padding: .6rem 0;

@@ -74,6 +74,8 @@ CLIENTS = [
     Said("a request for another name", ANY, (request("evil.example"),), "evil.example"),
     Said("such a request in pieces", ANY, each(request("evil.example")), "evil.example"),
     Said("a TLS hello for another name", ANY, (hello("evil.example"),), "evil.example"),
+    Said("a URI of another name than Host", ANY, (request(target="http://e.example/"),), "in the URI"),
+    Said("a second Host", ANY, (request("site.example", "Host: e.example"),), "more than one Host"),
     Said("an absolute URI for another name", ANY, (b"GET http://e.example/ HTTP/1.1\r\n\r\n",), "e.example"),
 ]
 SERVERS = [

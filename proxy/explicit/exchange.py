@@ -48,6 +48,10 @@ class Answering:
         """See Manner."""
         return channel
 
+    def given(self, client: Channel, first: bytes) -> tuple[Channel, bytes]:
+        """See Manner."""
+        return client, first
+
 
 class Exchange(Answering):
     """One request. The Channel of its client and its Manner; owns neither connection.
@@ -87,6 +91,10 @@ class Exchange(Answering):
         """See Manner: the destination's side; from now on messages are carried."""
         self._carried = True
         return _Response(self, channel)
+
+    def given(self, client: Channel, first: bytes) -> tuple[Channel, bytes]:
+        """See Manner: whoever takes over reads a request as the destination would, and no other behind it."""
+        return self._client, self.request.onward()
 
     # -- the client's side, as the relay has it ----------------------------------------------------
 

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from corporate_end import echo
 from explicit_world import Explicitly, basic, explicitly, password_lines, web
-from first_words import hello
+from first_words import hello, request
 from loopback import Run, Site, runner
 
-from proxy.channel import Channel
+from proxy.channel import Channel, PlainChannel
 from proxy.explicit import web as conversation
 from proxy.flow import Protocol, Verdict
+from proxy.policy import load
 
 type Make = Callable[..., Any]
 
@@ -352,6 +353,47 @@ def test_who_is_slow_is_told_and_who_says_nothing_is_not(
         async with proxy() as there:
             assert (await there.say(b"GET http://a/")).startswith(b"HTTP/1.1 408 ")
             assert await there.say() == b""
+
+    run(main())
+
+
+# -- inspection --------------------------------------------------------------------------------------
+
+WAITS = b"""
+policy: 1
+name: waits
+define: {zones: [corporate], destinations: {site: [site.example]}}
+rules: [{id: reading, match: {to: site, method: GET}, verdict: tunnel}]
+"""
+
+
+@pytest.mark.parametrize("there_is_one", [True, False])
+def test_what_has_to_be_inspected_is_given_to_an_inspector(run: Run, proxy: Make, there_is_one: bool) -> None:
+    """A request as the destination would read it, and nothing after it; a tunnel with what was said in it."""
+    given: list[bytes] = []
+
+    async def take(client: PlainChannel, *more: Any) -> None:
+        sock, unread = client.detach()
+        sock.close()
+        given.append(more[1] + unread)
+
+    async def main() -> None:
+        async with proxy() as there:
+            there.gate.policy = load(WAITS, "waits.policy.yaml")
+            there.gate._inspects = True
+            there.passage._hand_over = take if there_is_one else None
+            plain = get(there.port, "/x", "Content-Length: 2", method="PUT") + b"ab"
+            secret = request(f"site.example:{there.port}")
+            heard = [await there.say(plain), await there.say(connect(there.port), secret, end=True)]
+            if there_is_one:
+                assert given == [
+                    f"PUT /x HTTP/1.1\r\nhost: site.example:{there.port}\r\nconnection: close\r\n"
+                    "content-length: 2\r\n\r\nab".encode(),
+                    secret,
+                ]
+            else:
+                assert heard[0].startswith(b"HTTP/1.1 403 ") and b"no inspector" in heard[0]
+                assert b"HTTP/1.1 200 " in heard[1] and b"no inspector" in heard[1]
 
     run(main())
 
