@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from proxy.authority import CA_DAYS, LEAF_DAYS, Authority, AuthorityError, Kind, Record, State
 from proxy.cli.errors import fail
 
-_COLOURS = {State.VALID: "green", State.SOON: "bold yellow", State.REPLACED: "dim"}
+_COLOURS = {State.VALID: "green", State.SOON: "yellow", State.REPLACED: "bright_black"}
 _SITE = click.option(
     "--site",
     type=click.Path(path_type=Path),
@@ -137,7 +134,7 @@ def list_all(as_json: bool, site: Path) -> None:
             click.echo(json.dumps([_as_value(one) for one in records], indent=2))
         else:
             click.echo(f"authority, until {authority.certificate().not_valid_after_utc:%Y-%m-%d}")
-            Console(highlight=False, soft_wrap=True).print(_table(records, now))
+            _show(records, now)
         latest = {one.name: one.state for one in reversed(records)}
         if {State.SOON, State.EXPIRED} & set(latest.values()):
             sys.exit(1)
@@ -145,15 +142,15 @@ def list_all(as_json: bool, site: Path) -> None:
     _attempt(do)
 
 
-def _table(records: list[Record], now: datetime) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("name", "kind", "state", "until", "days", "serial"):
-        table.add_column(column, overflow="fold")
+def _show(records: list[Record], now: datetime) -> None:
+    """A line for each; a serial number is there to be copied, and is never broken."""
+    width = max([len("name"), *(len(one.name) for one in records)])
+    click.secho(f"{'name':<{width}}  kind     state         until       days  serial", dim=True)
     for one in records:
-        state = Text(one.state, _COLOURS.get(one.state, "bold red"))
-        days = str(max(0, (one.until - now).days))
-        table.add_row(one.name, one.kind, state, f"{one.until:%Y-%m-%d}", days, one.serial)
-    return table
+        state = click.style(f"{one.state:<12}", fg=_COLOURS.get(one.state, "red"))
+        days = max(0, (one.until - now).days)
+        line = f"{one.until:%Y-%m-%d}  {days:>4}  {one.serial}"
+        click.echo(f"{one.name:<{width}}  {one.kind:<7}  {state}  {line}")
 
 
 def _as_value(one: Record) -> dict[str, Any]:
