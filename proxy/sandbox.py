@@ -49,10 +49,12 @@ def not_installed(*tools: tuple[str, str]) -> list[str]:
     ]
 
 
-def missing_for_wireguard() -> list[str]:
-    """What this machine lacks for WireGuard tunnels; root may have them from the kernel."""
+def missing_for_wireguard(*, by_hand: bool = False) -> list[str]:
+    """What this machine lacks for WireGuard tunnels; root may have them from the kernel, unless `by_hand`."""
     tools = [("wg", "wireguard-tools"), ("nsenter", "util-linux"), ("setpriv", "util-linux")]
-    return not_installed(*tools, *([("wireguard-go", "wireguard-go")] if os.geteuid() else []))
+    if by_hand or os.geteuid():
+        tools.append(("wireguard-go", "wireguard-go"))
+    return not_installed(*tools)
 
 
 # -- the sealed worker -------------------------------------------------------------------------------

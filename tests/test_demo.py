@@ -34,9 +34,9 @@ def place() -> Iterator[Path]:
         yield Path(directory)
 
 
-def demo(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def demo(place: Path, *command: str, tunnel: str = "mtls") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *command, "demo", "--once"],
+        [sys.executable, *command, "demo", "--once", *(["--tunnel", tunnel] if tunnel else [])],
         env={**os.environ, "TMPDIR": str(place)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -45,13 +45,16 @@ def demo(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_shows_what_it_expects_and_leaves_nothing(place: Path) -> None:
-    done = demo(place, "-m", "proxy.cli")
+@pytest.mark.parametrize(("tunnel", "kind"), [("", "wireguard"), ("mtls", "mtls")])
+def test_it_shows_what_it_expects_and_leaves_nothing(place: Path, tunnel: str, kind: str) -> None:
+    """With WireGuard, where it is installed, unless something else is asked for."""
+    done = demo(place, "-m", "proxy.cli", tunnel=tunnel)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "✗" not in done.stdout
     assert len(re.findall(r"✓ .*\n +expected  .+\n +seen +.+\n", done.stdout)) == STEPS
-    peers = set(re.findall(r"sha256:\S+…", done.stdout))
+    assert f"the tunnel ({kind})" in done.stdout
+    peers = set(re.findall(r"(?:pinned one,|to peer) (\S+…)", done.stdout))
     assert len(peers) == 1, "every flow went to the one pinned peer"
     assert list(place.iterdir()) == []
 

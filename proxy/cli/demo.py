@@ -24,7 +24,12 @@ from proxy.run import RunError, connect
 @click.option(
     "--once", is_flag=True, help="End after the last step; so it does when its output is no terminal."
 )
-def command(once: bool) -> None:
+@click.option(
+    "--tunnel",
+    type=click.Choice(["wireguard", "mtls"]),
+    help="The kind of tunnel; else WireGuard where wireguard-go and wg are installed.",
+)
+def command(once: bool, tunnel: str | None) -> None:
     """Make throw-away keys, start a corporate end, a gate and bubbles here, and show what they do.
 
     Needs no root and no network. Every line says what you should see and what was seen; exit code 1 if
@@ -32,20 +37,25 @@ def command(once: bool) -> None:
     """
     if problems := sandbox.missing():
         fail("\n".join(problems))
+    lacking = sandbox.missing_for_wireguard(by_hand=True)
+    if tunnel == "wireguard" and lacking:
+        fail("\n".join(lacking))
+    packets = tunnel == "wireguard" or (tunnel is None and not lacking)
     for number in (signal.SIGTERM, signal.SIGHUP):  # however it ends, it takes everything with it
         signal.signal(number, signal.default_int_handler)
     console = Console(highlight=False, soft_wrap=True)
     stays = not once and sys.stdout.isatty()
     with tempfile.TemporaryDirectory(prefix="zonegate-demo-") as directory:
-        run = _free_place() if stays else None
-        machines = Machines(Path(directory), run or Path(directory) / "run", dict(os.environ))
+        usual = _free_place() if stays else None
+        run = usual or Path(directory) / "run"
+        machines = Machines(Path(directory), run, dict(os.environ), packets=packets)
         shown: list[bool] = []
         try:
             with machines.up():
                 shown.extend(_show(step, console) for step in tell(machines))
                 console.print(f"{sum(shown)} of {len(shown)} as expected")
                 if stays:
-                    _stay(machines, run is not None, console)
+                    _stay(machines, usual is not None, console)
         except DemoFailed as error:
             fail(str(error), 1)
         except KeyboardInterrupt:

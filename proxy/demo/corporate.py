@@ -56,6 +56,11 @@ class _Server(ThreadingHTTPServer):
         """A client that was cut is what the demonstration is about."""
 
 
+def serve_site(address: str) -> None:
+    """Be the intranet, for ever."""
+    _Server((address, 80), Site).serve_forever()
+
+
 def main(arguments: Sequence[str]) -> None:
     """Make the namespace, serve the intranet in a child, become the gateway. Does not return."""
     listener, directory, *command = arguments
@@ -67,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
     gateway = os.getpid()
     if os.fork() == 0:
         prctl.die_with_parent(gateway)
-        _Server((INTRANET, 80), Site).serve_forever()
+        serve_site(INTRANET)
     os.dup2(int(listener), 3)
     os.chdir(Path(directory))
     environment = {"LISTEN_FDS": "1", "LISTEN_PID": str(gateway), "PATH": os.environ.get("PATH", "")}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy import paths, sandbox
-from proxy.demo.site import DemoSite, make_site
+from proxy.demo.site import DemoSite, make_packet_site, make_site
 
 UP_LIMIT_S = 30.0
 
@@ -32,8 +32,10 @@ def zonegate(*arguments: str) -> list[str]:
 class Machines:
     """What is running: the two ends, and where they lie."""
 
-    def __init__(self, directory: Path, run: Path, environment: dict[str, str]) -> None:
-        self.directory, self.run = directory, run
+    def __init__(
+        self, directory: Path, run: Path, environment: dict[str, str], *, packets: bool = False
+    ) -> None:
+        self.directory, self.run, self.packets = directory, run, packets
         self.environment = {
             **environment,
             "ZONEGATE_SOCKET": str(run / paths.SOCKET),
@@ -47,8 +49,9 @@ class Machines:
     def up(self) -> Iterator[None]:
         """Bring both ends up, and take them down at the end."""
         with ExitStack() as undo:
-            listener = undo.enter_context(socket.create_server(("127.0.0.1", 0), backlog=128))
-            self.site = make_site(self.directory, self.run, listener.getsockname()[1])
+            listener = undo.enter_context(_datagrams() if self.packets else _streams())
+            make = make_packet_site if self.packets else make_site
+            self.site = make(self.directory, self.run, listener.getsockname()[1])
             undo.callback(self._show_log_of_failure)
             self.gateway = self._start_corporate_end(listener)
             undo.callback(_end, self.gateway)
@@ -65,6 +68,8 @@ class Machines:
         fd = listener.fileno()
         gateway = zonegate("gateway", "-c", str(self.site.gateway))
         command = sandbox.python_command("demo.corporate", str(fd), str(self.directory), *gateway)
+        if self.packets:
+            command = sandbox.python_command("demo.far_end", str(fd), str(self.directory))
         log = (self.directory / "gateway.err").open("wb")
         with log:
             return subprocess.Popen(
@@ -150,6 +155,16 @@ class Machines:
     def mend(self) -> None:
         """The gateway answers again."""
         os.kill(self.gateway.pid, signal.SIGCONT)
+
+
+def _streams() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0), backlog=128)
+
+
+def _datagrams() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    return sock
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

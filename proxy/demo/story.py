@@ -63,7 +63,7 @@ def _proved(machines: Machines) -> Step:
     tunnel = machines.tunnel()
     pin = machines.site.pin
     return Step(
-        "the tunnel",
+        f"the tunnel ({tunnel['kind']})",
         f"attested, and its peer's key is the pinned one, {_short(pin)}",
         f"{tunnel['state']}, {_short(tunnel['peer'])}, proved {tunnel['proof_age_s']} s ago",
         bool(tunnel["attested"]) and tunnel["peer"] == pin,
