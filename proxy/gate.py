@@ -128,7 +128,8 @@ class Gate:
             return Wait(judgement)
         if judgement.stage is Stage.DIAL and not egress.judges_names:
             return NeedsAddress(egress, judgement)
-        if self._inspects and judgement.stage is Stage.REQUEST and flow.protocol in INSPECTED:
+        looks = self._inspects and not policy.is_opaque(flow)  # a policy that needs both was refused at load
+        if looks and judgement.stage is Stage.REQUEST and flow.protocol in INSPECTED:
             grant = egress.grant()
             if grant is None:
                 return self._not_up(judgement.because, egress.name)

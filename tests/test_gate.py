@@ -14,7 +14,7 @@ from leased import SECOND_NS, Clock, unconnected
 from proxy.egress import Egress
 from proxy.first_bytes import Seen
 from proxy.flow import NEVER, Flow, IPAddress, Origin, Protocol, Refusal
-from proxy.gate import TUNNEL_CURE, Admission, Gate, Wait, disagreement
+from proxy.gate import TUNNEL_CURE, Admission, Gate, Inspect, Wait, disagreement
 from proxy.messages.worker import Lease
 from proxy.policy import Policy, load
 
@@ -285,3 +285,22 @@ def test_names_must_agree(case: Claim) -> None:
 def test_a_long_claim_is_not_quoted_in_full() -> None:
     found = disagreement(flow(), claims("x" * 5000))
     assert found is not None and len(str(found)) < 300
+
+
+def test_what_is_opaque_is_not_inspected_whatever_a_policy_wants() -> None:
+    """The loader refuses such a policy; the gate does not rest on that."""
+    text = b"""
+policy: 1
+name: opaque
+define:
+  zones: [corporate]
+  destinations: {site: {to: site.example, quota: {upload: 1GiB, per: user, every: day}}}
+rules: [{id: read, match: {to: site, method: GET}, verdict: tunnel}]
+"""
+    good = load(text, "opaque.yaml")
+    (site,) = good.model.destinations
+    pinned = Policy(replace(good.model, destinations=(replace(site, opaque=True),)), text)
+    there = replace(flow("site.example"), protocol=Protocol.HTTPS)
+    assert isinstance(Gate(good, (leased(),), inspects=True).ask(there), Inspect)
+    answer = Gate(pinned, (leased(),), inspects=True).ask(there)
+    assert isinstance(answer, Refusal) and answer.because.id == "needs-inspection"
