@@ -151,6 +151,8 @@ def explain(daemon: Daemon, parameters: str, user: User) -> dict[str, Any]:
         because = Because(Origin.GATE, "locked", locked)
         lines = [lines[0], f"verdict  {Verdict.BLOCK.name.lower()}", f"because  {because}"]
         value |= {"verdict": Verdict.BLOCK.name.lower(), "because": because_value(because)}
+    elif value["carrier"] == "inspection" and not site.zones[zone].inspects:
+        lines.append(f"now      zone {zone} inspects nothing, so it is refused; see inspect in the site file")
     live = {name: _tunnel(daemon, name) for name in site.zones[zone].tunnels}
     lines += [f"now      tunnel {name} is {one['state']}: {one['words']}" for name, one in live.items()]
     return {"lines": lines, "decision": {**value, "locked": locked, "live": live}}

@@ -129,6 +129,8 @@ def _bubbles(found: dict[str, Any]) -> Table:
         table.add_row(*map(str, row))
     for worker in found["workers"]:
         flows = f"{worker['open_flows']} open, {worker['admitted']} admitted, {worker['refused']} refused"
+        if (beside := worker["inspector"]) is not None:
+            flows += f"; requests inspected: {beside['admitted']} admitted, {beside['refused']} refused"
         table.caption = f"zone {worker['zone']}: {flows}"
         table.caption_justify = "left"
     return table
