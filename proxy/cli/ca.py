@@ -72,7 +72,8 @@ def rotate(directory: Path | None, distrust: bool) -> None:
     """Make a new root and destroy the key of the old one.
 
     Programs that run trust the old root and accept what the new one signs; those that start later trust both.
-    With --distrust bubbles that run must be started again. A daemon takes the new root at its next start.
+    With --distrust bubbles that run must be started again. A daemon takes the new root at its next start or
+    reload.
     """
     found = _find(directory)
     try:

@@ -203,3 +203,21 @@ def test_bytes_that_unpack_to_nothing_are_not_held_for_ever() -> None:
     steps = [sieve.feed(b"\x00\x00\x00\xff\xff" * 2000) for _ in range(HELD_BYTES // 10_000 + 2)]
     assert empty and isinstance(steps[-1], Stopped)
     assert all(isinstance(step, Stopped) or step.data == b"" for step in steps)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(["gzip", "deflate", "br", "zstd", "lzma", ""]),
+    st.lists(st.binary(max_size=200), max_size=6),
+    st.sampled_from(
+        [b"", gzip.compress(b"x" * 99), brotli.compress(b"x" * 99), zstandard.compress(b"x" * 99)]
+    ),
+)
+def test_rubbish_is_passed_or_stopped_and_nothing_else(
+    coding: str, pieces: list[bytes], begins: bytes
+) -> None:
+    for scan in (BLOCK, REPORT):
+        gone, stopped, _ = run(scan, Body(codings=(coding,) if coding else ()), [begins, *pieces])
+        assert b"".join([begins, *pieces]).startswith(gone)
+        if scan is REPORT:
+            assert stopped is None and gone == b"".join([begins, *pieces])
