@@ -76,6 +76,7 @@ class MatchReader:
 
     def __init__(self, reading: Reading, vocabulary: Vocabulary) -> None:
         self.r, self.v = reading, vocabulary
+        self._good_tunnels: set[str] = set()  # many rules go the same way
         self._readers: Mapping[str, Callable[[Node, str], Any]] = {
             "zone": lambda node, what: self._known(node, what, "zone", self.v.zones),
             "user": self.names,
@@ -183,6 +184,8 @@ class MatchReader:
             if name_only:
                 self.r.problem(word, f'"{word.text}" is a state of tunnels; write the name of one')
             return not name_only
+        if word.text in self._good_tunnels:
+            return True
         cure = did_you_mean(word.text, (*TUNNEL_STATES, *(self.v.tunnels or ())))
         if (self.v.tunnels is not None and word.text not in self.v.tunnels) or (
             self.v.tunnels is None and cure
@@ -190,4 +193,6 @@ class MatchReader:
             cure = cure or f"; use one of {', '.join(self.v.tunnels or ())}, or define it"
             self.r.problem(word, f'"{word.text}" is not a tunnel or a state of one{cure}')
             return False
+        if NAME.fullmatch(word.text):
+            self._good_tunnels.add(word.text)
         return self.name(word, "a tunnel") is not None

@@ -160,6 +160,7 @@ def test_each_shipped_policy_has_tests_enough() -> None:
     for path in POLICIES.glob("*.policy.yaml"):
         suite = load_suite(path.with_name(path.name.replace(".policy.", ".test.")))
         assert len(suite.cases) >= 25, path
+        assert any(len(case.facts.get("group", ())) > 1 for case in suite.cases), path
         assert any("direct" in claim.id for claim in suite.claims), path
 
 
