@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -12,7 +13,7 @@ from proxy.config import read_site
 from proxy.messages.holding import Probe
 from proxy.policy.source import Problems
 from proxy.site import setup_of
-from proxy.wireguard_config import WireguardTunnel
+from proxy.wireguard_config import KEYS, WireguardTunnel
 
 FILE = Path("/etc/zonegate/zonegate.yaml")
 KEY = "A" * 42 + "E="
@@ -130,3 +131,11 @@ def test_a_tunnel_that_has_nothing_to_ask() -> None:
 def test_a_probe_of_a_family_without_an_address() -> None:
     with pytest.raises(Problems, match="has no IPv6 address of its own"):
         read({**LINES, "addresses": "[10.8.0.2/32]", "probe": '"icmp fd08::1"'})
+
+
+def test_the_page_says_every_key_and_its_example_is_read() -> None:
+    page = (Path(__file__).parents[1] / "docs/wireguard.md").read_text()
+    assert {f"| `{key}` |" for key in KEYS} <= set(re.findall(r"^\| `\w+` \|", page, re.MULTILINE))
+    example = page.split("```yaml\n")[1].split("```")[0]
+    found = read_site(f"zonegate: 1\npolicy: p.yaml\n{example}".encode(), FILE).tunnels["hq"]
+    assert isinstance(found, WireguardTunnel) and found.probe == Probe("icmp", "10.8.0.1", 0)
