@@ -106,13 +106,14 @@ class WireguardDevice:
         self._keepalive_s = tunnel.packets.keepalive_s
         self._process: Process | None = None
         self._inside: tuple[Sequence[str], Sequence[int]] = ((), ())
-        self._made_here = False
+        self._made_here = self._stands_inside = False
         self._handshake = (0, 0)
 
     async def make(self, endpoint: str, spaces: Namespaces, mounts: int | None) -> None:
         """Make the device, with its key and peer, and have it in the tunnel's namespace."""
         self._inside = _entry(net=spaces.net, user=spaces.user, mounts=spaces.mounts or mounts)
-        if spaces.user is not None:
+        self._stands_inside = spaces.user is not None  # there every port is free, and known to the shuttle
+        if self._stands_inside:
             await self._start(self._inside)
             await self._configure(self._inside, endpoint)
             return
@@ -151,7 +152,7 @@ class WireguardDevice:
         await tool(command, fds=fds, text=self._text(endpoint))
 
     def _text(self, endpoint: str) -> str:
-        port = f"ListenPort = {VPN_PORT}\n" if endpoint.startswith("127.0.0.1:") else ""
+        port = f"ListenPort = {VPN_PORT}\n" if self._stands_inside else ""
         preshared = f"PresharedKey = {self._keys[1]}\n" if len(self._keys) > 1 else ""
         return (
             f"[Interface]\nPrivateKey = {self._keys[0]}\n{port}"
