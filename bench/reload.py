@@ -28,7 +28,7 @@ from proxy.replacement import let_go, load_beside
 
 TICK_S = 0.001
 PERCENT = (50, 99, 99.9, 100)
-STEPS = 5
+STEPS, RUNS = 5, 3
 
 
 async def gaps_ms(work: Awaitable[None]) -> list[float]:
@@ -65,7 +65,13 @@ def row(gaps: list[float]) -> Iterator[str]:
 
 
 def longest_steps_ms(content: bytes) -> list[tuple[float, str]]:
-    """The longest times between two calls or returns while a policy is loaded, and where."""
+    """The longest times between two calls or returns while a policy is loaded: the best of some runs."""
+    runs = [steps_ns(content) for _ in range(RUNS)]
+    best = {where: min(run.get(where, 0) for run in runs) for where in runs[0]}
+    return sorted(((took / 1e6, where) for where, took in best.items()), reverse=True)[:STEPS]
+
+
+def steps_ns(content: bytes) -> dict[str, int]:
     found: dict[str, int] = {}
     last = 0
 
@@ -83,7 +89,7 @@ def longest_steps_ms(content: bytes) -> list[tuple[float, str]]:
     sys.setprofile(None)
     gc.enable()
     assert policy
-    return sorted(((took / 1e6, where) for where, took in found.items()), reverse=True)[:STEPS]
+    return found
 
 
 async def main(rules: int, times: int) -> None:
