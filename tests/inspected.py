@@ -38,7 +38,7 @@ from proxy.passage import Tallies, Visitor
 from proxy.policy import load
 from proxy.purse import Accounts
 
-NAME = "site.example"
+NAME, LIMIT_S = "site.example", 50.0
 POLICY = b"""
 policy: 1
 name: inspection
@@ -204,7 +204,7 @@ class World:
     async def read(self, reader: asyncio.StreamReader, until: bytes = b"", times: int = 1) -> bytes:
         """What is read until something was seen so many times, or to the end."""
         heard = b""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             while not (until and heard.count(until) >= times):
                 try:
                     data = await reader.read(65536)
@@ -217,7 +217,7 @@ class World:
 
     async def ended(self) -> None:
         """Every connection is over."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             await asyncio.gather(*self.tasks)
 
     def records(self) -> list[Record]:
@@ -323,7 +323,7 @@ class Http2:
     async def until_ended(self, *streams: int) -> None:
         """Read until these streams, or the connection, have ended."""
         await self.flush()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT_S):
             while not self.reset and not self.ended.issuperset(streams):
                 await self.step()
 

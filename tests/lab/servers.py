@@ -8,6 +8,7 @@ Standard library only.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import os
 import ssl
@@ -44,7 +45,8 @@ async def _head(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str]]
 
 
 def web(page: bytes, directory: Path) -> Streams:
-    """A web site: pages, /big/MIB, /drip (for ever), POST /upload, git below /git/, files below /files/."""
+    """A web site: pages, /big/MIB, /drip (for ever), POST /upload, a WebSocket at /chat, git below /git/,
+    files below /files/."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         method, target, fields = await _head(reader)
@@ -55,6 +57,8 @@ def web(page: bytes, directory: Path) -> Streams:
             writer.write(_file(directory / target.lstrip("/")))
         elif target.startswith("/big/"):
             await _big(writer, int(target.removeprefix("/big/")))
+        elif target == "/chat":
+            await _chat(reader, writer, fields)
         elif target == "/drip":
             writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
             while True:
@@ -94,6 +98,22 @@ async def _body(reader: asyncio.StreamReader, fields: dict[str, str]) -> AsyncIt
         piece = await reader.readexactly(min(left, BLOCK))
         left -= len(piece)
         yield piece
+
+
+async def _chat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fields: dict[str, str]) -> None:
+    """A WebSocket that says each short message back (RFC 6455)."""
+    key = fields["sec-websocket-key"].encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+    accept = base64.b64encode(hashlib.sha1(key).digest())
+    writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n")
+    writer.write(b"Sec-WebSocket-Accept: %s\r\n\r\n" % accept)
+    while True:
+        opcode, length = await reader.readexactly(2)
+        mask, data = await reader.readexactly(4), await reader.readexactly(length & 0x7F)
+        text = bytes(byte ^ mask[at % 4] for at, byte in enumerate(data))
+        writer.write(bytes([opcode, len(text)]) + text)
+        await writer.drain()
+        if opcode & 0xF == 8:
+            return
 
 
 async def _big(writer: asyncio.StreamWriter, blocks: int) -> None:

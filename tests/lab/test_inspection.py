@@ -6,13 +6,15 @@ import hashlib
 import os
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab import kernel
-from lab.conftest import AS_ROOT, NewGate, Watch
-from lab.gate import Gate, python
+from lab.conftest import AS_ROOT, WITHOUT, Watch
+from lab.gate import Gate, Settings, python, remove
+from lab.world import Host
 
 NAME = "intranet.corp.example"
 GUARDS = """
@@ -21,9 +23,20 @@ GUARDS = """
 """
 
 
-@pytest.fixture
-def gate(new_gate: NewGate) -> Gate:
-    return new_gate(inspects=True, guards=GUARDS).attested()
+@pytest.fixture(scope="module")
+def gate(host: Host) -> Iterator[Gate]:
+    """One daemon for all of them; some end its inspector, none ends it."""
+    made = Gate(host, "inspecting", Settings(inspects=True, guards=GUARDS, without=WITHOUT))
+    try:
+        yield made.start().attested()
+    finally:
+        remove(made)
+
+
+def counted(gate: Gate) -> tuple[int, int]:
+    """How many requests were admitted and refused, as status says."""
+    beside = [worker["inspector"] for worker in gate.status()["workers"] if worker["inspector"]]
+    return sum(one["admitted"] for one in beside), sum(one["refused"] for one in beside)
 
 
 def curl(gate: Gate, *arguments: str, stdin: bytes = b"") -> str:
@@ -38,6 +51,7 @@ def inspector(gate: Gate) -> int:
 
 def test_requests(gate: Gate, watch: Watch) -> None:
     """HTTP/2, HTTP/1.1 and plain HTTP; what is refused is a page, is on record, and reaches nobody."""
+    before = counted(gate)
     good = curl(gate, f"https://{NAME}/")
     assert good.startswith("HTTP/2 200") and good.endswith("the intranet\n"), good + gate.said()
     for more in (["--http1.1", f"https://{NAME}/"], [f"http://{NAME}/"]):
@@ -48,12 +62,8 @@ def test_requests(gate: Gate, watch: Watch) -> None:
     (reference,) = re.findall(r"\[([0-9a-f]{6}-[0-9]+\.[0-9]+)\]", refused)
     row = gate.record("verdict", lambda row: row["flow"] == reference)
     assert (row["verdict"], row["because"]["id"], row["request"]) == ("block", "no-delete", "DELETE /page")
-
-    def counted() -> bool:
-        (worker,) = gate.status()["workers"]
-        return (worker["inspector"]["admitted"], worker["inspector"]["refused"]) == (3, 1)
-
-    kernel.until("status counts them", counted)
+    after = (before[0] + 3, before[1] + 1)
+    kernel.until("status counts them", lambda: counted(gate) == after)
     explained = gate.call("explain", "--to", f"https://{NAME}/").out
     assert "inspection" in explained and "no-delete" in explained, explained
     watch.only_the_gateway()
@@ -73,8 +83,7 @@ UPLOAD_MIB = int(os.environ.get("LAB_UPLOAD_MIB", "64"))
 
 
 @AS_ROOT
-@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_a_large_upload_is_kept_nowhere(gate: Gate, version: str) -> None:
+def test_a_large_upload_is_kept_nowhere(gate: Gate, version: str = "--http2") -> None:
     """Whatever its size, an inspector holds little of it; LAB_UPLOAD_MIB makes it larger."""
     curl(gate, version, f"https://{NAME}/")
     before = most_memory(inspector(gate))
@@ -94,6 +103,48 @@ def most_memory(pid: int) -> int:
     """The most bytes that a process ever had in memory."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(re.findall(r"VmHWM:\s+([0-9]+) kB", text)[0]) * 1024
+
+
+PAGE = """<!doctype html><title>not yet</title><body><script>
+const parts = [...Array(30).keys()].map(n => fetch(`part${n}.json`).then(answer => answer.json()));
+const chat = new Promise(done => {
+  const socket = new WebSocket("wss://" + location.host + "/chat");
+  socket.onopen = () => socket.send("hello");
+  socket.onmessage = message => { socket.close(); done(message.data); };
+  socket.onerror = () => done("no WebSocket");
+});
+const sent = fetch("/small", {method: "POST", body: new Uint8Array(2 << 20)})
+  .then(answer => answer.text().then(text => answer.status + " " + text));
+Promise.all([Promise.all(parts), chat, sent])
+  .then(([all, said, refused]) => { document.body.innerText = [all.length, said, refused].join("; "); })
+  .catch(error => { document.body.innerText = "failed: " + error; });
+</script>"""
+
+
+@AS_ROOT
+def test_a_browser(gate: Gate) -> None:
+    """A page of thirty parts, a WebSocket, and an upload that is refused with a page."""
+    place = gate.host.world.directory / "files/page"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "index.html").write_text(PAGE)
+    for number in range(30):
+        (place / f"part{number}.json").write_text(str(number))
+    options = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-dev-shm-usage"
+    url, wait = f"https://{NAME}/files/page/", "--virtual-time-budget=20000"
+    seen = gate.run("chromium", *options.split(), wait, "--dump-dom", url, limit_s=90)
+    assert "30; hello; 403 " in seen.out and "small-uploads" in seen.out, seen
+
+
+@AS_ROOT
+def test_httpx(gate: Gate) -> None:
+    program = f"""
+import httpx
+with httpx.Client(base_url="https://{NAME}", timeout=20) as client:
+    print(client.get("/").text.strip(), client.post("/small", content=b"x" * (2 << 20)).status_code)
+    print(client.delete("/").status_code, client.get("/").text.strip())
+"""
+    done = gate.run("/usr/bin/python3", "-c", program)
+    assert done.out.split("\n")[:2] == ["the intranet 403", "403 the intranet"], done
 
 
 @AS_ROOT
