@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -56,6 +57,8 @@ def command(
     sockets = admin_sockets(os.getuid(), os.environ)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     network = _open(Path("/run/netns") / netns if netns else Path(f"/proc/{pid}/ns/net")) if named else None
+    for number in (signal.SIGTERM, signal.SIGHUP):  # however it ends, what it brought about is undone
+        signal.signal(number, signal.default_int_handler)
     try:
         request = Request(zone, sockets, disturb, network, named, rows)
         found = test(request, lambda words: None if as_json else progress.print(f"… {words}", style="dim"))

@@ -5,6 +5,7 @@
     ground      what this host has: devices, addresses, resolvers, sockets; and the listeners set up on it
     capture     what is seen on the devices of a network namespace
     places      where the program runs: a namespace with a way out, the host, a bubble, root of its network
+    states      what its user can bring a daemon into, and undo
     judge       pure: what was tried and seen, judged
     trial       one test from its control to its last round
 

@@ -7,32 +7,31 @@ was asked for; what was not tried is part of the result.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from proxy import ipc
 from proxy.leaktest import attempts as table
-from proxy.leaktest import ground, judge, places
+from proxy.leaktest import ground, judge, places, states
 from proxy.leaktest.attempts import Attempt, Control, Scope
 from proxy.leaktest.capture import Capture, Sightings, Signs, packet_socket
 from proxy.leaktest.judge import Judged, Try
 from proxy.leaktest.places import Bubble, LeaktestError, Place
-from proxy.messages.admin import Answer, Ask, Denied
-from proxy.run import RunError, connect
+from proxy.messages.admin import Ask
+from proxy.run import RunError
 
 CONTROL_TRIES = 4
 SETTLE_S = 0.3  # for a packet that was sent to be captured
-LEASE_GONE_S = 3.5
 LISTEN_ON = ("127.0.0.1", "::1")
+
+# A state, what is done while a round goes on in it, and where it is tried.
+type _State = tuple[str, Callable[[], None], Sequence[Place]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ class _Test:
     def __init__(self, request: Request, say: Callable[[str], None], undo: ExitStack) -> None:
         self._request, self._say, self._undo = request, say, undo
         self._found = Found(request.zone)
-        self._status = _ask_status(request.sockets)
+        self._status = states.say(request.sockets, Ask("status", "{}"))
         self._nonce = os.urandom(4).hex()
         self._tries: dict[int, list[Try]] = {}
 
@@ -82,9 +81,10 @@ class _Test:
         found = self._found
         self._prepare()
         controls = self._controls()
-        for state, during, where in self._states():
-            self._say(f"{state}: {', '.join(place.name for place in where)}")
-            self._round(state, during, where)
+        with contextlib.closing(self._states()) as made:
+            for state, during, where in made:
+                self._say(f"{state}: {', '.join(place.name for place in where)}")
+                self._round(state, during, where)
         self._look()
         found.judged = [
             judge.judge(one, controls[one.number], self._tries[one.number], captured=bool(found.captured))
@@ -208,15 +208,13 @@ class _Test:
 
     # -- rounds ------------------------------------------------------------------------------------
 
-    def _states(self) -> Iterator[tuple[str, Callable[[], None], Sequence[Place]]]:
+    def _states(self) -> Generator[_State]:
         """Each state, once it is made; what is done while a round goes on; and where it is tried."""
-        states = self._tunnel_states()
-        present = " and ".join(dict.fromkeys(states.values())) or "no tunnel"
+        found = self._tunnel_states().values()
+        present = " and ".join(dict.fromkeys(found)) or "no tunnel"
         bubble = self._bubble
-        for other in ("attested", "stale", "down"):
-            if other not in states.values():
-                why = "only who runs the tunnel or its gateway can bring that about"
-                self._found.not_tried[other] = why
+        if "attested" not in found:
+            self._found.not_tried["attested"] = "no tunnel of the zone is; see: zonegate status"
         if bubble is None:
             yield present, _nothing, [self._zone]
             self._found.not_tried["shut in, coming back"] = "somebody else holds that namespace"
@@ -231,27 +229,27 @@ class _Test:
         with bubble.without_rules():
             yield "its rules flushed", _nothing, both
 
-    def _disturbed(
-        self, bubble: Bubble, both: Sequence[Place]
-    ) -> Iterator[tuple[str, Callable[[], None], Sequence[Place]]]:
-        """A daemon that is stopped: every lease of it runs out, everybody's."""
-        if not self._request.disturb:
-            self._found.not_tried["stale"] = "it would cut everybody's flows: --disturb"
-            return
-        bubble.come_back()
-        assert bubble.daemon.link is not None
-        pid, uid = _peer(bubble.daemon.link)
-        if uid != os.getuid():
-            self._found.not_tried["stale"] = "the daemon is another user's, who alone may stop it"
-            return
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            time.sleep(LEASE_GONE_S)
-            yield "stale: the daemon is stopped", _nothing, both
-            self._found.not_tried.pop("stale", None)
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        bubble.shut_in()
+    def _disturbed(self, bubble: Bubble, both: Sequence[Place]) -> Iterator[_State]:
+        """States that cut everybody's flows, each undone before the next."""
+        sockets, zone = self._request.sockets, self._request.zone
+        tunnels = [name for name in self._found.tunnels if not self._status["tunnels"][name].get("held")]
+        states_of: dict[str, Callable[[socket.socket], AbstractContextManager[None]]] = {
+            "stale: the daemon is stopped": states.stopped,
+            "locked": lambda _: states.locked(sockets, zone, self._status["locks"]),
+            "down: held by hand": lambda _: states.down(sockets, tunnels),
+        }
+        for state, make in states_of.items():
+            if not self._request.disturb:
+                self._found.not_tried[state] = "it would cut everybody's flows: --disturb"
+                continue
+            bubble.come_back()
+            assert bubble.daemon.link is not None
+            try:
+                with make(bubble.daemon.link):
+                    yield state, _nothing, both
+            except states.NotHere as error:
+                self._found.not_tried[state] = str(error)
+            bubble.shut_in()
 
     def _tunnel_states(self) -> dict[str, str]:
         zone = self._status["zones"].get(self._request.zone, {"tunnels": ()})
@@ -301,24 +299,5 @@ def _come_and_go(bubble: Bubble) -> None:
         bubble.shut_in()
 
 
-def _peer(link: socket.socket) -> tuple[int, int]:
-    import struct
-
-    pid, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid, uid
-
-
 def _runtime() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
-
-
-def _ask_status(sockets: Sequence[Path]) -> dict[str, Any]:
-    accepted: list[type[Answer | Denied]] = [Answer, Denied]
-    with connect(sockets) as link:
-        ipc.send(link, Ask("status", "{}"))
-        answer, fds = ipc.receive(link, accepted)
-        ipc.close_all(fds)
-    if isinstance(answer, Denied):
-        raise LeaktestError(answer.reason)
-    found: dict[str, Any] = json.loads(answer.text)
-    return found

@@ -16,7 +16,7 @@ from lab.kernel import Place
 from lab.world import GATEWAY, RESOLVER
 
 LIMIT_S = 90.0
-ROWS = ("N1", "N2", "N4", "N5", "N11", "D1", "I10")
+ROWS = ("N1", "N2", "N4", "N5", "N11", "B1", "D1", "I10")
 
 
 def _result(gate: Gate, *options: str) -> tuple[int, dict[str, Any]]:
@@ -33,28 +33,15 @@ def _rows(result: dict[str, Any], verdict: str) -> list[str]:
 
 def test_nothing_leaves(gate: Gate) -> None:
     """Every attempt held, in every state that could be made, and was seen in its control; the wire agrees."""
-    some = [
-        "--row",
-        "N1",
-        "--row",
-        "N2",
-        "--row",
-        "N4",
-        "--row",
-        "N5",
-        "--row",
-        "B1",
-        "--row",
-        "I10",
-        "--row",
-        "D1",
-    ]
-    code, result = _result(gate, *(["--disturb"] if gate.host.uid == 0 else some))
+    everything, some = ("--disturb",), [word for row in ROWS for word in ("--row", row)]
+    code, result = _result(gate, *(everything if gate.host.uid == 0 else some))
     assert (_rows(result, "leak"), _rows(result, "not shown")) == ([], []), result
     assert code == 0, result
     states = {one["state"] for row in result["attempts"] for one in row["tries"]}
-    stale = {"stale: the daemon is stopped"} if gate.host.uid == 0 else set()
-    assert states == {"attested", "without a daemon", "coming and going", "its rules flushed"} | stale
+    made = {"stale: the daemon is stopped", "locked", "down: held by hand"} if gate.host.uid == 0 else set()
+    assert states == {"attested", "without a daemon", "coming and going", "its rules flushed"} | made
+    assert not gate.status()["locks"], "what it brought about is undone"
+    gate.attested()
     for row in result["attempts"]:
         shown = row["control"]["seen_at"] or row["control"]["outcome"].startswith("reached")
         assert shown or row["verdict"] == "not on this machine", row
