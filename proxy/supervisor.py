@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import resource
 import signal
@@ -16,9 +15,9 @@ from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from proxy import (
+    commands,
     held,
     ipc,
     listeners,
@@ -30,30 +29,25 @@ from proxy import (
     quota_service,
     quotas,
     remains,
-    renewal,
     sandbox,
-    tunnel_orders,
 )
 from proxy.admin import AdminSocket, Peer
 from proxy.allocator import Allocator
 from proxy.audit import AuditUnwritable, rfc3339
 from proxy.crew import Bubble, CrewError, Post, Worker
-from proxy.flow import TunnelState
 from proxy.held import Held
 from proxy.inspectors import InspectingWorker
 from proxy.journal import JournalUnusable
+from proxy.keeping import Tunnels
 from proxy.locks import Locks
 from proxy.messages.admin import Answer, Ask, Denied, Enter, Entered, Leave, Order, Stop
-from proxy.messages.worker import FromWorker, Lease
-from proxy.orders import OrderRefused, carry_out, flows, is_owner, parameters_of
+from proxy.messages.worker import FromWorker
 from proxy.paths import Places
 from proxy.quotas import Ledger, QuotasUnusable
-from proxy.reception import NotAdmitted, User, admit, identity
+from proxy.reception import NotAdmitted, admit, identity
 from proxy.reloading import Reloads
 from proxy.segments import Segments
-from proxy.site import Loaded, SiteError, setup_of
-from proxy.state import answer_question
-from proxy.tunnels.base import Attestation
+from proxy.site import Loaded, SiteError
 from proxy.tunnels.keeper import Keeper
 
 WORKER_PAUSE_S, WORKER_PAUSE_MOST_S = 0.1, 5.0
@@ -99,7 +93,6 @@ class Supervisor:
         self._posts: dict[tuple[str, int], Post] = {}
         self._ready: dict[tuple[str, int], asyncio.Event] = {}
         self._allocators: dict[tuple[str, int], Allocator] = {}
-        self._keeping: dict[str, list[asyncio.Task[None]]] = {}
         self._manning: dict[tuple[str, int], asyncio.Task[None]] = {}
         self.waiting: dict[str, remains.Remaining] = {}
         self.reloads = Reloads(self)
@@ -132,7 +125,9 @@ class Supervisor:
         self.waiting = {one.bubble: one for one in remains.remaining(self.places.run)}
         undo.callback(self._close_allocators)
         undo.push_async_callback(self._end_tasks)
-        self._bring_tunnels_up()
+        self._tunnels = Tunnels(self._start, self.workers, self.held)
+        self.keepers = self._tunnels.keepers
+        self._tunnels.bring_up(self.loaded)
         undo.push_async_callback(self._admin.hang_up)
         undo.callback(self._admin.close)
         loop = asyncio.get_running_loop()
@@ -216,6 +211,10 @@ class Supervisor:
             self.faulty = True
             self.stopped.set()
 
+    def lease_again(self, worker: Worker) -> None:
+        """Tell a worker what is proved of its tunnels now."""
+        self._tunnels.lease_again(worker)
+
     # -- another site ------------------------------------------------------------------------------
 
     def posts(self) -> list[Post]:
@@ -225,11 +224,8 @@ class Supervisor:
     def adopt(self, new: Loaded, changed_tunnels: set[str]) -> None:
         """Take another site; the tunnels that changed end, those that are new come up."""
         self.loaded = new
-        for name in changed_tunnels:
-            for task in self._keeping.pop(name):
-                task.cancel()
-            del self.keepers[name]
-        self._bring_tunnels_up()
+        self._tunnels.end(changed_tunnels)
+        self._tunnels.bring_up(new)
         for allocator in self._allocators.values():
             allocator.quota = new.site.max_names
 
@@ -246,50 +242,6 @@ class Supervisor:
         manning.cancel()
         await asyncio.gather(manning, return_exceptions=True)
         return [bubble.id for bubble, _ in told]
-
-    # -- tunnels -----------------------------------------------------------------------------------
-
-    def _bring_tunnels_up(self) -> None:
-        for name, tunnel in self.loaded.site.tunnels.items():
-            if name in self.keepers:
-                continue
-            self.keepers[name] = keeper = Keeper(setup_of(tunnel), self.loaded.files[name])
-            if words := self.held.over(name):
-                keeper.hold_down(words)
-            follow = renewal.follow(tunnel, keeper, self._renewed, notify.say)
-            self._keeping[name] = [self._start(self._keep(keeper)), self._start(follow)]
-
-    async def _keep(self, keeper: Keeper) -> None:
-        generation = 0
-        said = ""
-        async for judged in keeper.keep():
-            if keeper.generation != generation:
-                generation = keeper.generation
-                for worker in self._workers_of(keeper):
-                    worker.connect_holder(keeper.setup.name)
-            for worker in self._workers_of(keeper):
-                worker.lease(_lease(keeper, judged))
-            setup = keeper.setup
-            words = f"tunnel {setup.name} ({setup.host}:{setup.port}) is {judged.state}"
-            if judged.words != judged.state:
-                words += f": {judged.words}"
-            # A stale tunnel's words count the seconds; that it is stale is said once.
-            what = str(judged.state) if judged.state is TunnelState.STALE else words
-            if what != said:
-                said = what
-                notify.say(words)
-
-    def _renewed(self, keeper: Keeper) -> None:
-        for worker in self._workers_of(keeper):
-            worker.renew(keeper.setup.name)
-
-    def _workers_of(self, keeper: Keeper) -> list[Worker]:
-        return [worker for worker in self.workers.values() if keeper.setup.name in worker.tunnels]
-
-    def lease_again(self, worker: Worker) -> None:
-        """Tell a worker what is proved of its tunnels now."""
-        for tunnel in worker.tunnels:
-            worker.lease(_lease(self.keepers[tunnel], self.keepers[tunnel].now))
 
     # -- workers -----------------------------------------------------------------------------------
 
@@ -355,7 +307,7 @@ class Supervisor:
         self.workers[key] = worker
         for tunnel in worker.tunnels:
             worker.connect_holder(tunnel)
-        self.lease_again(worker)
+        self._tunnels.lease_again(worker)
         worker.listen_explicitly()
         self._ready[key].set()
         again = [self._serve_again(worker, bubble) for bubble in worker.post.bubbles.values()]
@@ -389,36 +341,13 @@ class Supervisor:
             try:
                 match message:
                     case Ask() | Order():
-                        peer.link.send(await self._answer(peer, message))
+                        peer.link.send(await commands.answer(self, peer.uid, message))
                     case Enter():
                         await self._enter(peer, message)
                     case Stop():
                         self._stop(peer, message)
             finally:
                 ipc.close_all(fds)
-
-    async def _answer(self, peer: Peer, message: Ask | Order) -> Answer | Denied:
-        user = await asyncio.to_thread(identity, peer.uid)
-        try:
-            if isinstance(message, Order):
-                parameters = parameters_of(message.parameters)
-                return Answer(json.dumps(await self._carry_out(message.what, parameters, user)))
-            if message.what == "flows":
-                found = await flows(self, parameters_of(message.parameters), user)
-                return Answer(json.dumps(found, ensure_ascii=False))
-        except OrderRefused as error:
-            return Denied(str(error))
-        return Answer(answer_question(self, message.what, message.parameters, user))
-
-    async def _carry_out(self, what: str, parameters: dict[str, Any], user: User) -> dict[str, Any]:
-        """Raises OrderRefused."""
-        if what in tunnel_orders.ORDERS:
-            return await tunnel_orders.carry_out(self, what, parameters, user)
-        if what != "reload":
-            return await carry_out(self, what, parameters, user)
-        if not is_owner(user):
-            raise OrderRefused("only the user who runs the daemon may have it read its files again")
-        return await self.reloads.reload(check=parameters.get("check") is True)
 
     def _stop(self, peer: Peer, message: Stop) -> None:
         if peer.uid != os.geteuid():
@@ -484,9 +413,3 @@ class Supervisor:
         with contextlib.suppress(OSError):
             inside = [remains.Remaining.of(bubble.id, peer.pid) for bubble, peer in self.bubbles.values()]
             remains.remember(self.places.run, [*inside, *self.waiting.values()])
-
-
-def _lease(keeper: Keeper, judged: Attestation) -> Lease:
-    return Lease(
-        keeper.setup.name, judged.state, judged.words, judged.peer, judged.proof_at_ns, judged.deadline_ns
-    )
