@@ -213,8 +213,8 @@ class Worker:
 
     async def unlock(self) -> None:
         """Admit flows again once there are leases, which are the caller's to give. Raises NoAnswer."""
-        await self.answers.lock("")
         self.locked = ""
+        await self.answers.lock("")
 
     def connect_holder(self, tunnel: str) -> None:
         """Give it a link to the new holder of a tunnel."""
