@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from proxy import listeners, notify
+from proxy import listeners, notify, tunnel_orders
 from proxy.answers import NoAnswer
 from proxy.crew import Post, Worker
 from proxy.differences import Change, changed_tunnels, differences, not_reloadable
@@ -87,6 +87,8 @@ class Reloads:
         old = self._daemon.loaded
         try:
             new = await asyncio.to_thread(load_site, old.site.file)
+            if lacking := await asyncio.to_thread(tunnel_orders.lacking, new.site):
+                raise SiteError("\n".join(lacking))
             if unlike := not_reloadable(old, new):
                 cure = "start the daemon again: zonegate stop --keep-bubbles, then zonegate up"
                 raise SiteError(f"{old.site.file}: {', '.join(unlike)} cannot change while it runs; {cure}")

@@ -30,6 +30,7 @@ from proxy import (
     quotas,
     remains,
     sandbox,
+    tunnel_orders,
 )
 from proxy.admin import AdminSocket, Peer
 from proxy.allocator import Allocator
