@@ -33,7 +33,7 @@ from lab.packet_peer import (
 )
 from lab.test_tunnel import BOUND_S, SLACK_S, assert_refused_because, assert_served, download, goes_on
 from lab.wire import Frame, Wire
-from lab.world import GATEWAY, HOSTS, INTRANET, INTRANET6, PUBLIC, PUBLIC6, ROUTER, Host, World
+from lab.world import GATEWAY, HOSTS, INTRANET, INTRANET6, PUBLIC, PUBLIC6, Host, World
 
 NAME = "intranet.corp.example"
 
@@ -165,7 +165,7 @@ def test_rebinding(new_gate: NewGate, peer: Peer, wires: Wires, control: bool) -
 
 # -- the namespace -----------------------------------------------------------------------------------
 
-TARGETS = (PUBLIC, PUBLIC6, ROUTER, GATEWAY, "224.0.0.251", "ff02::1", "255.255.255.255", "169.254.169.254")
+TARGETS = (PUBLIC, PUBLIC6, GATEWAY, "224.0.0.251", "169.254.169.254")
 
 
 def attempts(place: Place, *more: str) -> None:
@@ -361,8 +361,8 @@ def test_nothing_is_left(new_gate: NewGate, peer: Peer, wires: Wires, how: int) 
 def test_many_at_once(gate: Gate, wires: Wires) -> None:
     """A burst of connections, by name: each is served, and none costs the link to the holder."""
     gate.attested()
-    done = gate.run("sh", "-c", f"curl -sS -m 30 --parallel --parallel-max 300 'http://{NAME}/?[1-600]'")
-    assert done.out.count("the intranet") == 600, done.err[-500:]
+    done = gate.run("sh", "-c", f"curl -sS -m 30 --parallel --parallel-max 200 'http://{NAME}/?[1-300]'")
+    assert done.out.count("the intranet") == 300, done.err[-500:]
     assert_served(gate)
     wires.quiet()
 
