@@ -50,9 +50,11 @@ class Answers:
         """Lock, or without words unlock; how many flows were cut. Raises NoAnswer."""
         return await self._done(lambda number: Lock(number, words))
 
-    async def cut(self, because: str, *, flow: str = "", host: str = "", port: int = 0) -> int:
+    async def cut(
+        self, because: str, *, flow: str = "", host: str = "", port: int = 0, user: str = ""
+    ) -> int:
         """Cut the flows that fit; how many there were. Raises NoAnswer."""
-        return await self._done(lambda number: Cut(number, flow, host, port, because))
+        return await self._done(lambda number: Cut(number, flow, host, port, because, user))
 
     async def replace_policy(self, text: bytes, file: str) -> int:
         """Give it a new policy; how many flows that cut. Raises NoAnswer."""

@@ -67,6 +67,7 @@ class Hand:
         flow, counts = open_flow.flow, open_flow.counts
         return FlowRow(
             id=open_flow.id,
+            user=flow.user,
             bubble=open_flow.bubble,
             destination=flow.destination,
             protocol=flow.transport if isinstance(flow.protocol, Missing) else flow.protocol,
@@ -85,6 +86,7 @@ def is_meant(open_flow: OpenFlow, order: Cut) -> bool:
     below = order.host.startswith("*.") and isinstance(flow.name, str) and host.endswith(order.host[1:])
     return (
         order.flow in ("", open_flow.id)
+        and order.user in ("", flow.user)
         and (order.host in ("", host) or below)
         and order.port in (0, flow.port)
     )

@@ -97,8 +97,10 @@ class BothAnswers(Answers):
         beside = self._beside
         return await super().lock(words) + (await beside.lock(words) if beside else 0)
 
-    async def cut(self, because: str, *, flow: str = "", host: str = "", port: int = 0) -> int:
-        beside, fits = self._beside, {"flow": flow, "host": host}
+    async def cut(
+        self, because: str, *, flow: str = "", host: str = "", port: int = 0, user: str = ""
+    ) -> int:
+        beside, fits = self._beside, {"flow": flow, "host": host, "user": user}
         cut = await super().cut(because, **fits, port=port)
         return cut + (await beside.cut(because, **fits, port=port) if beside else 0)
 

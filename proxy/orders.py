@@ -101,7 +101,7 @@ async def flows(daemon: Daemon, parameters: Mapping[str, Any], user: User) -> di
             continue
         settings = daemon.loaded.site.zones.get(zone)
         told = uid == user.uid or settings is None or not settings.counted_only
-        rows = [_row(zone, worker.post.user, flow, told=told) for flow in page.flows]
+        rows = [_row(zone, flow, told=told) for flow in page.flows]
         following = [zone, uid, page.after] if page.after else [zone, uid + 1, 0]
         return {"flows": rows, "next": following}
     return {"flows": [], "next": None}
@@ -122,12 +122,12 @@ def _own(daemon: Daemon, user: User) -> list[tuple[tuple[str, int], Worker]]:
     return [(key, worker) for key, worker in daemon.workers.items() if is_owner(user) or key[1] == user.uid]
 
 
-def _row(zone: str, user: str, flow: FlowRow, *, told: bool) -> dict[str, Any]:
+def _row(zone: str, flow: FlowRow, *, told: bool) -> dict[str, Any]:
     """A worker's words go to somebody's terminal, and a worker may have been taken over."""
     return {
         "id": _plain(flow.id, 40),
         "zone": zone,
-        "user": user,
+        "user": _one_line(flow.user, 64),
         "bubble": _plain(flow.bubble, 40),
         "destination": _plain(flow.destination, 270) if told else "not recorded",
         "protocol": _plain(flow.protocol, 16),
@@ -151,15 +151,34 @@ async def _kill(daemon: Daemon, parameters: Mapping[str, Any], user: User) -> di
     flow, name, to = (_text(parameters, key) for key in ("flow", "user", "to"))
     if not (flow or name or to):
         raise OrderRefused("name a flow, a user or a destination")
-    uid = _uid_of(name, user) if name else None
     host, port = _destination(to) if to else ("", 0)
-    workers = [worker for key, worker in _own(daemon, user) if uid in (None, key[1])]
+    meant = _of_user(_own(daemon, user), name, user)
     because = f"killed by {user.login}"
     done = await asyncio.gather(
-        *(worker.answers.cut(because, flow=flow, host=host, port=port) for worker in workers),
+        *(one.answers.cut(because, flow=flow, host=host, port=port, user=login) for one, login in meant),
         return_exceptions=True,
     )
+    workers = [worker for worker, _ in meant]
     return {"cut": sum(cut for cut in done if isinstance(cut, int)), "trouble": _troubles(workers, done)}
+
+
+def _of_user(
+    own: Sequence[tuple[tuple[str, int], Worker]], name: str, asker: User
+) -> list[tuple[Worker, str]]:
+    """The workers that may have flows of a user, each with the login that is meant among its flows.
+
+    Who logs in at a listener need not be a user of this machine, and shares a worker with others there.
+    """
+    shared = [(worker, name) for _, worker in own if worker.post.ears]
+    if not name:
+        return [(worker, "") for _, worker in own]
+    try:
+        uid = _uid_of(name, asker)
+    except OrderRefused:
+        if not shared:
+            raise
+        return shared
+    return [(worker, "") for key, worker in own if key[1] == uid] + shared
 
 
 def _uid_of(name: str, user: User) -> int:

@@ -99,6 +99,8 @@ ADDRESS = replace(FLOW, name=NEVER, address=ip_address("10.0.0.1"), port=22)
         (FLOW, Cut(1, "", "git.corp.example", 443, ""), True),
         (FLOW, Cut(1, "", "git.corp.example", 80, ""), False),
         (FLOW, Cut(1, "", "corp.example", 0, ""), False),
+        (FLOW, Cut(1, "", "", 0, "", "ana"), True),
+        (FLOW, Cut(1, "", "", 0, "", "bob"), False),
         (FLOW, Cut(1, "", "*.corp.example", 0, ""), True),
         (FLOW, Cut(1, "", "*.git.corp.example", 0, ""), False),
         (FLOW, Cut(1, "", "*.orp.example", 0, ""), False),

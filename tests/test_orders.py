@@ -22,8 +22,8 @@ ME = os.geteuid()
 OWNER, ALICE, MALLORY = User(ME, "owner", ()), User(ME + 1, "alice", ()), User(ME + 2, "mallory", ())
 
 
-def row(number: int, **more: Any) -> FlowRow:
-    known = FlowRow(f"w-{number}", "b", "git.corp.example:443", "https", "hq", 1.0, 1, 2, "rule git")
+def row(number: int, user: str = "alice", **more: Any) -> FlowRow:
+    known = FlowRow(f"w-{number}", user, "b", "git.corp.example:443", "https", "hq", 1.0, 1, 2, "rule git")
     return replace(known, **more)
 
 
@@ -39,10 +39,11 @@ class Worker:
     retired: bool = False
     cuts: list[dict[str, Any]] = field(default_factory=list)
     leased: bool = True
+    ears: tuple[str, ...] = ()
 
     @property
     def post(self) -> Any:
-        return SimpleNamespace(zone=self.zone, user=self.user.login)
+        return SimpleNamespace(zone=self.zone, user=self.user.login, ears=self.ears)
 
     @property
     def answers(self) -> Any:
@@ -106,7 +107,7 @@ def alice() -> Worker:
 
 @pytest.fixture
 def mallory() -> Worker:
-    return Worker("corporate", MALLORY, [row(4)])
+    return Worker("corporate", MALLORY, [row(4, "mallory")])
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def test_a_destination_is_read_as_it_is_judged(
     daemon: Daemon, alice: Worker, to: str, host: str, port: int
 ) -> None:
     assert daemon.do("kill", to=to)["cut"] == 4
-    assert alice.cuts == [{"because": "killed by owner", "flow": "", "host": host, "port": port}]
+    assert alice.cuts == [{"because": "killed by owner", "flow": "", "host": host, "port": port, "user": ""}]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +187,17 @@ def test_a_user_kills_only_what_is_theirs(daemon: Daemon, alice: Worker, mallory
         daemon.do("kill", MALLORY, user="alice")
     assert daemon.do("kill", OWNER, user=f"#{ALICE.uid}")["cut"] == 3
     assert len(mallory.cuts) == 1
+
+
+def test_who_logged_in_at_a_listener_is_told_apart_there(tmp_path: Path, alice: Worker) -> None:
+    listener = Worker("corporate", User(-2, "explicit", ()), [row(7, "carol")], ears=("proxy",))
+    daemon = Daemon(tmp_path, alice, listener)
+    daemon.do("kill", OWNER, user="carol-of-nowhere")
+    assert (alice.cuts, listener.cuts[0]["user"]) == ([], "carol-of-nowhere")
+    daemon.do("kill", OWNER, user=f"#{ALICE.uid}")
+    assert (len(alice.cuts), len(listener.cuts)) == (1, 2)
+    with pytest.raises(OrderRefused, match="only the user who runs the daemon"):
+        daemon.do("kill", ALICE, user="carol-of-nowhere")
 
 
 def test_nothing_named_is_nothing_killed(daemon: Daemon, alice: Worker) -> None:

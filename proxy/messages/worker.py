@@ -118,6 +118,7 @@ class Cut:
     host: str
     port: int
     because: str
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +279,7 @@ class FlowRow:
     """One open flow, as people are shown it."""
 
     id: str
+    user: str
     bubble: str
     destination: str
     protocol: str
