@@ -6,8 +6,10 @@ import json
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import aioquic
 import pytest
 
 from lab import kernel
@@ -19,14 +21,14 @@ from lab.wire import Frame, Wire
 from lab.world import GATEWAY, INTRANET, INTRANET6, PUBLIC, Host, World
 
 NAME = "intranet.corp.example"
-PORT, OTHER_PORT = 7100, 7101
+PORT, OTHER_PORT, QUIC_PORT = 7100, 7101, 7102
 WG_PORT = 51_827
 REFUSED = ("EHOSTUNREACH at once\n", "EACCES at once\n")  # of IPv4 and of IPv6
 RULES = (
     LAB_RULES
     + f"""
   - id: lab-datagrams
-    match: {{zone: corporate, to: intranet, protocol: udp, port: {PORT}}}
+    match: {{zone: corporate, to: intranet, protocol: udp, port: [{PORT}, {QUIC_PORT}]}}
     verdict: tunnel
 """
 )
@@ -161,6 +163,28 @@ def test_a_stopped_supervisor_prolongs_nothing(new_gate: NewGate, peer: Peer, co
     finally:
         kernel.signal_all([gate.pid], signal.SIGCONT)
     bubble.says("answered", 30.0)
+
+
+@AS_ROOT
+@pytest.mark.usefixtures("quiet")
+def test_quic(gate: Gate, world: World) -> None:
+    """A whole connection of QUIC, by name; one that claims another name does not come about."""
+    packages, files = str(Path(aioquic.__file__).parents[1]), world.directory
+    names = [packages, "serve", INTRANET, str(QUIC_PORT), str(files / "site.crt"), str(files / "site.key")]
+    server = kernel.start(Place(world.corp), python("quic", *names))
+    try:
+        assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+        ask = [packages, "ask", NAME, str(QUIC_PORT), str(files / "site-ca.crt")]
+        shared = [Path(packages)]
+        done = gate.run(*python("quic", *ask), share=shared)
+        assert done.out == "whole\n", done
+        record = gate.record("end", lambda row: row["port"] == QUIC_PORT)
+        assert (record["protocol"], record["name"]) == ("quic", NAME)
+        done = gate.run(*python("quic", *ask, "git.corp.example"), share=shared)
+        assert done.out.startswith("failed"), done
+        gate.record("verdict", lambda row: row["because"]["id"] == "names-disagree")
+    finally:
+        kernel.end(server)
 
 
 @AS_ROOT
