@@ -263,3 +263,19 @@ def test_a_changed_password_is_taken_by_a_reload(gate: Gate) -> None:
     finally:
         kernel.run(gate.host.place, gate.command("passwd", file, "alice"), stdin=b"correct horse\n")
         gate.call("reload")
+
+
+def test_such_flows_are_listed_and_locked_like_others(gate: Gate) -> None:
+    """L5: an open download is in `flows`, is cut by `lock`, and nothing new is let in until `unlock`."""
+    place = gate.host.place
+    drip = kernel.start(place, ["curl", "-sS", "-o", "/dev/null", "-x", PROXY, f"http://{NAME}/drip"])
+    try:
+        rows = kernel.until("the flow is listed", lambda: json.loads(gate.call("flows", "--json").out))
+        assert [(row["user"], row["bubble"]) for row in rows] == [("alice", "web@127.0.0.1")]
+        assert gate.call("lock", "--reason", "a drill").code == 0
+        assert drip.wait(10) != 0
+        assert "a drill" in run(gate, *CURL, "-x", PROXY, HTTP).out
+    finally:
+        gate.call("unlock")
+        kernel.end(drip)
+    assert run(gate, *CURL, "-x", PROXY, HTTP).out.strip() == "the intranet"
