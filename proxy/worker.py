@@ -36,9 +36,9 @@ from proxy.explicit.listener import Explicit, server_side
 from proxy.explicit.logins import Failures, Login, Logins
 from proxy.explicit.web import House
 from proxy.flow import NEVER, UNKNOWN, Flow, IPAddress
-from proxy.flow_table import FlowTable, OpenFlow
+from proxy.flow_table import FlowTable
 from proxy.gate import Gate
-from proxy.hand import Hand
+from proxy.hand import Hand, lost_now
 from proxy.handing_over import HandingOver
 from proxy.link import Link
 from proxy.messages.holding import TunnelSetup
@@ -349,11 +349,7 @@ class Worker:
 
         A flow that opens meanwhile was judged by the policy in force, or is judged again when it opens.
         """
-        now, cut = utc_now(), 0
-
-        def lost(flow: OpenFlow) -> bool:
-            return not self._gate.admits_still(flow.flow, flow.tunnel, now, inspected=flow.inspected)
-
+        lost, cut = lost_now(self._gate, utc_now()), 0
         for some in batched(self._table.open_flows(), JUDGED_PER_TURN):
             cut += self._table.cut(lost, because, some)
             await asyncio.sleep(0)
