@@ -10,5 +10,6 @@ reads no file. From the ground up:
     tls          the TLS of both sides
     streams      a channel as mitmproxy wants a reader and a writer
     http         mitmproxy's HTTP layers, in which a refusal is a page and a budget ends at the byte
+    pages        what clients are shown in place of an answer
     connection   one connection: hooks in which whatever goes wrong cuts, and the only way to dial
 """

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
 from enum import Enum
 from types import TracebackType
 from typing import Literal, cast
@@ -32,7 +31,6 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import ConnectionIO, LiveConnectionHandler
 from mitmproxy.tls import ClientHelloData, TlsData
 
-from proxy import refusals
 from proxy.addresses import parse_host
 from proxy.channel.plain import Channel
 from proxy.egress import DialFailed
@@ -40,9 +38,9 @@ from proxy.flow import Because, Origin, Transfer
 from proxy.inspection.heads import Destination, Improper, read_request, read_response
 from proxy.inspection.http import ENDED, EXCHANGE, REFUSED, JudgedHttp, JudgedTls
 from proxy.inspection.judging import Exchange, Judging, Refused
+from proxy.inspection.pages import authority_of, page
 from proxy.inspection.streams import Stream
 from proxy.inspection.tls import H2, HTTP1, TlsSides
-from proxy.refusals import Notice
 
 HOOK_LIMIT_S, HEAD_LIMIT_S, HANDSHAKE_LIMIT_S, IDLE_LIMIT_S = 10.0, 30.0, 15.0, 300
 HELD_BYTES, UNPARSED_BYTES = 2 << 20, 1 << 20
@@ -490,20 +488,3 @@ HOOKS: Mapping[type[commands.StartHook], Callable[..., Awaitable[Go]]] = {
     websocket.WebsocketMessageHook: InspectedConnection.websocket_message,
     websocket.WebsocketEndHook: InspectedConnection.websocket_end,
 }
-
-
-def authority_of(destination: Destination) -> str:
-    """The destination as Host names it."""
-    host = f"[{destination.host}]" if ":" in str(destination.host) else str(destination.host)
-    return host if destination.port == (443 if destination.tls else 80) else f"{host}:{destination.port}"
-
-
-def page(refused: Refused, request: http.Request | None, destination: str) -> http.Response:
-    """The refusal as a response: the one that is shown without inspection."""
-    accept = request.headers.get("accept", "") if request is not None else ""
-    notice = Notice(refused.refusal, destination, refused.reference, datetime.now(UTC))
-    status, fields, content = refusals.response(notice, accept)
-    response = http.Response.make(refused.status or status, b"", ())
-    response.headers = http.Headers([(name.encode(), value.encode()) for name, value in fields.items()])
-    response.raw_content = b"" if request is not None and request.method == "HEAD" else content
-    return response

@@ -98,6 +98,27 @@ def test_a_refusal_is_a_page(site: Site, tmp_path: Path) -> None:
     runner("asyncio")(main())
 
 
+@pytest.mark.parametrize("http2", [False, True])
+def test_a_refusal_of_a_head_has_no_body(site: Site, tmp_path: Path, http2: bool) -> None:
+    async def main() -> None:
+        origin = Origin(whole_requests())
+        async with inspected(site, tmp_path, origin, tls=True, http2=http2) as world:
+            if http2:
+                program = Http2(*await world.open("h2"))
+                stream = program.ask(
+                    authority=f"site.example:{world.port}", method="HEAD", path="/secret", end=True
+                )
+                await program.until_ended(stream)
+                assert program.status == {stream: 403} and not program.body and not program.reset
+                program.close()
+            else:
+                heard = await world.say(world.request("HEAD", "/secret", "Connection: close"))
+                assert heard.startswith(b"HTTP/1.1 403") and heard.endswith(b"\r\n\r\n"), heard
+            assert not origin.heard
+
+    runner("asyncio")(main())
+
+
 def test_each_request_of_a_connection_is_judged(site: Site, tmp_path: Path) -> None:
     async def main() -> None:
         origin = Origin(whole_requests())
