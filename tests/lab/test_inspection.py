@@ -192,6 +192,25 @@ def test_a_lost_tunnel_cuts_what_is_inspected(gate: Gate) -> None:
 
 
 @AS_ROOT
+def test_by_hand(gate: Gate) -> None:
+    """Inspected flows are listed, killed and locked out as others are."""
+    bubble = gate.bubble(*python("clients", "hold", NAME, "80"))
+    bubble.says("flowing")
+    assert NAME in gate.call("flows").out
+    gate.call("kill", "--to", NAME)
+    assert "ConnectionResetError" in bubble.says("after")
+    bubble = gate.bubble(*python("clients", "hold", NAME, "80"))
+    bubble.says("flowing")
+    gate.call("lock", "--reason", "a try")
+    try:
+        assert "ConnectionResetError" in bubble.says("after")
+        assert "the intranet" not in curl(gate, f"http://{NAME}/")
+    finally:
+        gate.call("unlock")
+    assert curl(gate, f"https://{NAME}/").endswith("the intranet\n")
+
+
+@AS_ROOT
 def test_an_inspector_is_sealed(gate: Gate) -> None:
     """It sees no network, no file of the host, and has a bound on its memory."""
     curl(gate, f"https://{NAME}/")
