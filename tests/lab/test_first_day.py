@@ -45,5 +45,5 @@ def test_the_printed_steps_work_as_they_stand(host: Host) -> None:
     done = first_day(host, directory)
     assert "\nhello\n" in done.out, done
     assert "198.51.100.1:80 is blocked by" in done.out, done
-    assert "40 passed, 0 failed" in done.out, done
+    assert " passed, 0 failed" in done.out, done
     assert "attested" in done.out, done
