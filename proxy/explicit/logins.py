@@ -106,21 +106,23 @@ class Logins:
 
     async def check(self, address: IPAddress, name: str, password: bytes) -> Login | Refusal:
         """Somebody who shows a password, from this address."""
-        if not self._failures.may_try(address):
+        digest = hashlib.blake2b(name.encode() + b"\0" + password, key=self._key).digest()
+        # Many connections of one program show the same at once: it is compared, and counted, once for all.
+        joins = digest in self._checking
+        if not joins and not self._failures.may_try(address):
             return gate_refusal(TOO_MANY, "too many logins have failed from this address", "wait a minute")
-        if not await self._is_right(name, password):
+        if not await self._is_right(digest, name, password):
             return gate_refusal(
                 "login", "the login or the password is wrong", "correct them in the program's settings"
             )
-        self._failures.succeeded(address)
+        if not joins:
+            self._failures.succeeded(address)
         return self.known(name)
 
-    async def _is_right(self, name: str, password: bytes) -> bool:
-        digest = hashlib.blake2b(name.encode() + b"\0" + password, key=self._key).digest()
+    async def _is_right(self, digest: bytes, name: str, password: bytes) -> bool:
         if digest in self._right:
             self._right.move_to_end(digest)
             return True
-        # Many connections of one program show the same at once: it is compared once for all of them.
         task = self._checking.get(digest)
         if task is None:
             task = self._checking[digest] = asyncio.ensure_future(self._compare(name, password))
