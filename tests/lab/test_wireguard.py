@@ -33,7 +33,7 @@ from lab.packet_peer import (
 )
 from lab.test_tunnel import BOUND_S, SLACK_S, assert_refused_because, assert_served, download, goes_on
 from lab.wire import Frame, Wire
-from lab.world import GATEWAY, HOSTS, INTRANET, INTRANET6, PUBLIC, PUBLIC6, Host, World
+from lab.world import GATEWAY, HOSTS, INTRANET, INTRANET6, PUBLIC, PUBLIC6, Host, World, is_of_mtls
 
 NAME = "intranet.corp.example"
 
@@ -85,7 +85,8 @@ class Wires:
     def seen(self) -> list[str]:
         """What else than the tunnel's own datagrams was seen since the last look."""
         seen = [frame for wire in self._wires for frame in wire.seen()]
-        return [str(frame) for frame in seen if not _is_told_that_nobody_listens(frame)]
+        own = (is_of_mtls, _is_told_that_nobody_listens)
+        return [str(frame) for frame in seen if not any(is_one(frame) for is_one in own)]
 
     def quiet(self) -> None:
         """Nothing was."""

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from lab import kernel, weakened
 from lab.kernel import REPOSITORY, Place
-from lab.wire import Wire
+from lab.wire import Frame, Wire
 from proxy import certificates
 from proxy.certificates import Issued
 
@@ -182,6 +182,11 @@ class World:
         assert process.stdout is not None
         said = process.stdout.readline()
         assert said == b"ready\n", (self.directory / f"{side}.err").read_text()
+
+
+def is_of_mtls(frame: Frame) -> bool:
+    """The mtls tunnel of the gate that other files share and none ends."""
+    return frame.kind == "tcp" and f"{GATEWAY}:{GATEWAY_PORT}" in (frame.source, frame.target)
 
 
 def join(one: int, name: str, four: str, six: str, other: int, name2: str, four2: str, six2: str) -> None:
