@@ -55,6 +55,8 @@ class DatagramPassage:
             answer = HAS_QUOTA
         if isinstance(answer, Admission) and protocol is Protocol.QUIC:
             answer = await self._agreed(exchange, flow) or answer
+        elif isinstance(answer, Admission):
+            exchange.vet = lambda datagram: not quic.may_begin(datagram)  # its name was not compared
         refusal: Refusal | None
         if isinstance(answer, Admission):
             refusal = await self._carry(exchange, flow, answer, visitor, number)

@@ -22,8 +22,8 @@ from proxy.flow import Protocol
 
 MAX_HELLO = 16 * 1024
 MIN_FIRST = 1200  # RFC 9000, section 14.1
-_LONG, _TYPE = 0xC0, 0x30
-_PADDING, _PING, _ACK, _ACK_ECN, _CRYPTO = 0, 1, 2, 3, 6
+_LONG, _FORM, _TYPE = 0xC0, 0x80, 0x30
+_PADDING, _PING, _ACK, _ACK_ECN, _CRYPTO, _CLOSE = 0, 1, 2, 3, 6, 0x1C
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +57,41 @@ def is_first(datagram: bytes) -> bool:
     return version is not None and datagram[0] & _TYPE == version.initial
 
 
+def may_begin(datagram: bytes) -> bool:
+    """Whether a datagram could begin a connection, maybe behind another packet that it holds first."""
+    return len(datagram) >= MIN_FIRST and bool(datagram[0] & _FORM) and datagram[1:5] in _VERSIONS
+
+
 class ClientHello:
     """The first message of one client. `take` its datagrams in the order in which they come."""
 
     def __init__(self) -> None:
         self._keys: _Keys | None = None
         self._pieces: dict[int, bytes] = {}
+        self._hello = b""
 
     def take(self, datagram: bytes) -> Seen | None:
         """What is claimed, once all of the message is there; None while it is not."""
         try:
-            self._read(datagram)
+            for offset, piece in self._said(datagram):
+                kept = self._pieces.get(offset, b"")
+                _must_agree(kept, piece)
+                self._pieces[offset] = max(kept, piece, key=len)
             hello = self._whole()
         except _FAULTS:
             return _malformed()
         if hello is None:
             return None
+        self._hello = hello
         # A message of TLS is the same in QUIC, without the record around it (RFC 9001, section 4.1.3).
         return first_bytes.recognise(b"\x16\x03\x01" + len(hello).to_bytes(2) + hello) or _malformed()
 
     def belongs(self, datagram: bytes) -> bool:
-        """Whether a later datagram is of the same connection, if it is one that could begin another."""
-        if not is_first(datagram):
-            return True
+        """Whether a later datagram begins no other connection, and says the same where it says it again:
+        what was judged may have been lost, and then this is what the server reads."""
         try:
-            for packet, at, _ in _initials(datagram):
-                if self._keys is not None:
-                    _opened(self._keys, packet, at)
+            for offset, piece in self._said(datagram):
+                _must_agree(self._hello[offset:], piece)
         except _FAULTS:
             return False
         return True
@@ -93,6 +101,7 @@ class ClientHello:
         for offset, piece in sorted(self._pieces.items()):
             if offset > len(said):
                 break
+            _must_agree(said[offset:], piece)
             said += piece[len(said) - offset :]
         if len(said) < 4:
             return None
@@ -101,32 +110,43 @@ class ClientHello:
             raise _Malformed
         return said[:size] if len(said) >= size else None
 
-    def _read(self, datagram: bytes) -> None:
+    def _said(self, datagram: bytes) -> Iterator[tuple[int, bytes]]:
+        """The pieces of the message in a datagram, each with its place."""
         for packet, at, keys in _initials(datagram):
             if self._keys is None:
                 self._keys = keys()
-            self._frames(_opened(self._keys, packet, at))
+            yield from _pieces(_opened(self._keys, packet, at))
 
-    def _frames(self, payload: bytes) -> None:
-        at = 0
-        while at < len(payload):
-            kind, at = payload[at], at + 1
-            if kind in (_ACK, _ACK_ECN):
-                for _ in range(2):
-                    _, at = _number(payload, at)
-                ranges, at = _number(payload, at)
-                for _ in range(1 + 2 * ranges + (3 if kind == _ACK_ECN else 0)):
-                    _, at = _number(payload, at)
-            elif kind == _CRYPTO:
-                offset, at = _number(payload, at)
-                size, at = _number(payload, at)
-                if offset + size > MAX_HELLO or at + size > len(payload):
-                    raise _Malformed
-                if len(payload[at : at + size]) > len(self._pieces.get(offset, b"")):
-                    self._pieces[offset] = payload[at : at + size]
-                at += size
-            elif kind not in (_PADDING, _PING):
+
+def _must_agree(one: bytes, other: bytes) -> None:
+    """What stands twice in a message must be the same: nobody knows which of them the server takes."""
+    shared = min(len(one), len(other))
+    if one[:shared] != other[:shared]:
+        raise _Malformed
+
+
+def _pieces(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    """What CRYPTO frames hold, and where in the message it stands."""
+    at = 0
+    while at < len(payload):
+        kind, at = payload[at], at + 1
+        if kind in (_ACK, _ACK_ECN):
+            for _ in range(2):
+                _, at = _number(payload, at)
+            ranges, at = _number(payload, at)
+            for _ in range(1 + 2 * ranges + (3 if kind == _ACK_ECN else 0)):
+                _, at = _number(payload, at)
+        elif kind == _CRYPTO:
+            offset, at = _number(payload, at)
+            size, at = _number(payload, at)
+            if offset + size > MAX_HELLO or at + size > len(payload):
                 raise _Malformed
+            yield offset, payload[at : at + size]
+            at += size
+        elif kind == _CLOSE:
+            return
+        elif kind not in (_PADDING, _PING):
+            raise _Malformed
 
 
 def _malformed() -> Seen:
@@ -136,19 +156,24 @@ def _malformed() -> Seen:
 def _initials(datagram: bytes) -> Iterator[tuple[bytes, int, Callable[[], _Keys]]]:
     """The Initial packets of a datagram: each, where its number stands, and what makes its client's keys."""
     at = 0
-    while at < len(datagram) and datagram[at] & _LONG == _LONG:
+    while at < len(datagram) and datagram[at] & _FORM:
         version = _VERSIONS.get(datagram[at + 1 : at + 5])
         if version is None:
             raise _Malformed
         destination, after = _counted(datagram, at + 5)
         _, after = _counted(datagram, after)
-        if datagram[at] & _TYPE != version.initial:
-            return  # 0-RTT, or a handshake that has gone on: no hello comes after it
+        is_initial = datagram[at] & _TYPE == version.initial
+        if is_initial:
+            size, after = _number(datagram, after)
+            after += size
+        elif datagram[at] & _TYPE == (version.initial - 0x10) & _TYPE:
+            raise _Malformed  # a Retry, which no client sends
         size, after = _number(datagram, after)
-        size, after = _number(datagram, after + size)
         if size < 20 or after + size > len(datagram):
             raise _Malformed
-        yield datagram[at : after + size], after - at, functools.partial(_client_keys, version, destination)
+        if is_initial:
+            keys = functools.partial(_client_keys, version, destination)
+            yield datagram[at : after + size], after - at, keys
         at = after + size
 
 

@@ -92,7 +92,7 @@ class Reloads:
             if unlike := not_reloadable(old, new):
                 cure = "start the daemon again: zonegate stop --keep-bubbles, then zonegate up"
                 raise SiteError(f"{old.site.file}: {', '.join(unlike)} cannot change while it runs; {cure}")
-            fates = [await self._fate(post, old, new) for post in self._daemon.posts()]
+            fates = await self._fates(old, new)
         except Exception as error:  # whatever is wrong with what was read, it is not taken
             words = str(error)[:MAX_WORDS] if isinstance(error, SiteError) else f"it failed: {error!r:.200}"
             if not check:
@@ -109,6 +109,14 @@ class Reloads:
                 worker.reloaded(new)
         rows = await asyncio.gather(*(self._carry_out(fate, new) for fate in fates))
         return _told(changes, [row for row, _ in rows], [told for _, told in rows if told], new)
+
+    async def _fates(self, old: Loaded, new: Loaded) -> list[Fate]:
+        """Those of every post, also of one that comes while the others are judged."""
+        fates: dict[Post, Fate] = {}
+        while left := [post for post in self._daemon.posts() if post not in fates]:
+            for post in left:
+                fates[post] = await self._fate(post, old, new)
+        return list(fates.values())
 
     async def _fate(self, post: Post, old: Loaded, new: Loaded) -> Fate:
         zone = new.site.zones.get(post.zone)

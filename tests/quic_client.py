@@ -6,6 +6,7 @@ import ssl
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import QuicProtocolVersion
 
 VERSIONS = [QuicProtocolVersion.VERSION_1, QuicProtocolVersion.VERSION_2]
@@ -26,3 +27,16 @@ def first_flight(
     client = QuicConnection(configuration=configuration)
     client.connect(("192.0.2.1", 443), now=0.0)
     return [data for data, _ in client.datagrams_to_send(now=0.0)]
+
+
+def initial(connection: bytes, *pieces: tuple[int, bytes]) -> bytes:
+    """A datagram that says these pieces of a hello, each at its place, in a connection of version 1."""
+    payload = b"".join(
+        b"\6" + (0x4000 + offset).to_bytes(2) + (0x4000 + len(piece)).to_bytes(2) + piece
+        for offset, piece in pieces
+    ).ljust(1200, b"\0")
+    size = (0x4000 + 4 + len(payload) + 16).to_bytes(2)
+    head = b"\xc3\0\0\0\1" + bytes([len(connection)]) + connection + b"\0\0" + size + bytes(4)
+    keys = CryptoPair()
+    keys.setup_initial(connection, is_client=True, version=VERSIONS[0])
+    return keys.encrypt_packet(head, payload, 0)

@@ -299,6 +299,23 @@ def test_a_second_connection_between_the_same_ends_does_not_pass(
     play(run, there, tmp_path, scene)
 
 
+def test_what_began_otherwise_goes_on_as_no_quic(run: Run, there: Zone, tmp_path: Path) -> None:
+    """Its name would be compared with nothing."""
+
+    async def scene(at: World) -> None:
+        assert await at.ask(at.named("time.example"), 123, b"junk") == [b"JUNK"]
+        exchanges = at.captured._exchanges
+        assert exchanges is not None
+        (exchange,) = exchanges._table.all()
+        exchange.from_client(first_flight("other.example")[0])
+        exchange.from_client(b"short")
+        while b"short" not in at.echo.heard:
+            await asyncio.sleep(0)
+        assert at.echo.heard == [b"junk", b"short"]
+
+    play(run, there, tmp_path, scene)
+
+
 # -- refused, at once --------------------------------------------------------------------------------
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from quic_client import VERSIONS, first_flight
+from quic_client import VERSIONS, first_flight, initial
 
 from proxy.first_bytes import Seen
-from proxy.quic import ClientHello, is_first
+from proxy.quic import ClientHello, is_first, may_begin
 
 
 def read(datagrams: list[bytes]) -> Seen | None:
@@ -56,6 +56,35 @@ def test_another_connection_between_the_same_ends_is_known() -> None:
     assert hello.take(sent[0]) is not None
     assert hello.belongs(sent[0]) and hello.belongs(b"\x43" + bytes(1300)) and hello.belongs(b"")
     assert not hello.belongs(first_flight()[0])
+
+
+def test_what_is_said_twice_must_be_the_same() -> None:
+    """Which of two the server takes is not known; and what was judged may have been lost on its way."""
+    of = b"12345678"
+    whole = ClientHello()
+    whole.take(first_flight()[0])
+    good = whole._hello
+    other = good.replace(b"site.example", b"evil.example")
+    half = good.index(b"site.example") + 20
+    for first, then in (((0, other[:half]), (0, good)), ((0, good[:half]), (40, other[40:]))):
+        hello = ClientHello()
+        assert hello.take(initial(of, first)) is None
+        seen = hello.take(initial(of, then))
+        assert seen is not None and seen.malformed
+    hello = ClientHello()
+    seen = hello.take(initial(of, (0, good)))
+    assert seen is not None and seen.claimed == "site.example"
+    assert hello.belongs(initial(of, (30, good[30:]))) and hello.belongs(initial(of, (len(good), b"more")))
+    assert not hello.belongs(initial(of, (0, other))) and not hello.belongs(initial(of, (40, other[40:])))
+
+
+def test_another_connection_behind_another_packet_is_known() -> None:
+    hello = ClientHello()
+    assert hello.take(first_flight()[0]) is not None
+    early = b"\xd3\0\0\0\1\0\0\x40\x20" + bytes(32)
+    assert hello.belongs(early)
+    hidden = early + first_flight("evil.example")[0]
+    assert not is_first(hidden) and may_begin(hidden) and not hello.belongs(hidden)
 
 
 def test_a_client_without_a_name_claims_none() -> None:

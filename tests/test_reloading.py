@@ -9,15 +9,19 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from first_words import request
 from gates import LIMIT_S, Gate, Guest, gate
 from own_namespaces import Zone, zone
 
-from proxy import ipc
+from proxy import ipc, reloading
+from proxy.crew import Post
 from proxy.messages.admin import Answer, Ask, Denied, Order
+from proxy.reception import User
+from proxy.site import load_site
 
 OWN = """\
 policy: 1
@@ -312,6 +316,24 @@ def test_a_bubble_that_is_refused_says_so_and_a_stop_ends_it(there: Gate) -> Non
     assert "this bubble is not served any more" in said and "may not enter" in said
     assert there.run("stop")[0] == 0
     assert program.wait(LIMIT_S) != 0
+
+
+def test_a_post_that_comes_while_others_are_judged_is_judged_too(
+    there: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or its worker would go on by files that are not in force any more."""
+    loaded = load_site(there.config)
+    posts = [Post("corporate", "early", os.geteuid(), ())]
+
+    def identity(uid: int) -> User:
+        if len(posts) == 1:
+            posts.append(Post("corporate", "late", 4711, ()))
+        return User(uid, "nobody-here", ())
+
+    monkeypatch.setattr(reloading, "identity", identity)
+    daemon = SimpleNamespace(loaded=loaded, workers={}, posts=lambda: tuple(posts))
+    told = asyncio.run(reloading.Reloads(cast(reloading.Daemon, daemon)).reload(check=True))
+    assert [row["user"] for row in told["workers"]] == ["early", "late"]
 
 
 def test_orders_of_many_at_once_leave_one_state(there: Gate) -> None:
