@@ -128,6 +128,7 @@ class DatagramPassage:
             policy=admission.policy.hash,
             reset=lambda: exchange.end(Ending(End.CUT)),
             because=str(admission.judgement.because),
+            duties=admission.policy.duties(flow),
         )
         why = "no longer admitted when it was dialled"
         if not egress.admits(grant) or not passage.is_admitted(entry, admission):

@@ -19,7 +19,7 @@ from proxy.relay import Counts
 @dataclass(slots=True, eq=False, kw_only=True)
 class OpenFlow:
     """One open flow, or a request of one that is `inspected`, and why it was admitted. `reset` resets both of
-    its sockets; `cut_because` is set when the gate did it."""
+    its sockets; `cut_because` is set when the gate did it. `duties` are what the policy asked beside."""
 
     id: str
     bubble: str
@@ -31,6 +31,7 @@ class OpenFlow:
     counts: Counts = field(default_factory=Counts)
     cut_because: str = ""
     inspected: bool = False
+    duties: tuple[object, ...] = ()
 
 
 class FlowTable:

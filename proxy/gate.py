@@ -148,11 +148,22 @@ class Gate:
         text = f"{said}tunnel {tunnel} is not proved: {words}"
         return Refusal(replace(because, text=text), TUNNEL_CURE, tunnel)
 
-    def admits_still(self, flow: Flow, tunnel: str, now: datetime, *, inspected: bool = False) -> bool:
+    def admits_still(
+        self,
+        flow: Flow,
+        tunnel: str,
+        now: datetime,
+        *,
+        inspected: bool = False,
+        duties: tuple[object, ...] | None = None,
+    ) -> bool:
         """Whether an open flow would be admitted now, through the same tunnel, by the policy in force.
 
-        One that is inspected may be one to inspect still; an upload that goes on may not.
+        One that is inspected may be one to inspect still; an upload that goes on may not. Nor may one
+        of other `duties` than it was opened under: nobody begins to scan or to count in the middle.
         """
+        if duties is not None and duties != self.policy.duties(flow):
+            return False
         answer = self.ask(replace(flow, at=now), tunnel)
         if isinstance(answer, Inspect):
             return inspected and flow.transfer is not Transfer.UPLOAD

@@ -89,9 +89,11 @@ def lost_now(gate: Gate, now: datetime) -> Callable[[OpenFlow], bool]:
     known: dict[tuple[object, ...], bool] = {}
 
     def is_lost(entry: OpenFlow) -> bool:
-        key = (_FACTS(entry.flow), entry.tunnel, entry.inspected)
+        key = (_FACTS(entry.flow), entry.tunnel, entry.inspected, entry.duties)
         if key not in known:
-            known[key] = not gate.admits_still(entry.flow, entry.tunnel, now, inspected=entry.inspected)
+            known[key] = not gate.admits_still(
+                entry.flow, entry.tunnel, now, inspected=entry.inspected, duties=entry.duties
+            )
         return known[key]
 
     return is_lost

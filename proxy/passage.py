@@ -271,6 +271,7 @@ class Passage:
             policy=admission.policy.hash,
             reset=reset,
             because=str(admission.judgement.because),
+            duties=admission.policy.duties(flow),
         )
         try:
             why = await self._relay(client, upstream, first, admission, entry, visitor.manner, pocket)
@@ -322,7 +323,9 @@ class Passage:
         """Whether the judgement holds still: no lock came, neither policy nor window of time has changed."""
         now, edge = self._now(), admission.policy.next_edge(entry.flow.at)
         same = admission.policy is self._gate.policy and (edge is None or now < edge)
-        return (same and not self._gate.locked) or self._gate.admits_still(entry.flow, entry.tunnel, now)
+        return (same and not self._gate.locked) or self._gate.admits_still(
+            entry.flow, entry.tunnel, now, duties=entry.duties
+        )
 
     # -- an inspected flow -------------------------------------------------------------------------
 

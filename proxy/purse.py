@@ -119,6 +119,11 @@ class Pocket:
         for quota in quotas:
             purses.of(quota).pockets += 1
 
+    @property
+    def quotas(self) -> Sequence[Quota]:
+        """What it draws on."""
+        return self._quotas
+
     async def allow(self, transfer: Transfer, wanted: int) -> int:
         """How many bytes may go, counted as gone: see Meter of relay."""
         taken = [(quota, await self._purses.reserve(quota, wanted)) for quota in self._of(transfer)]

@@ -7,7 +7,7 @@ in ours. Touches no socket: events in, commands out. What may pass is asked of `
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
 from mitmproxy import http
@@ -34,7 +34,14 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook
 from mitmproxy.proxy.layers.http._http1 import Http1Connection, Http1Server
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection
-from mitmproxy.proxy.layers.websocket import WebsocketMessageHook
+from mitmproxy.proxy.layers.websocket import (
+    WebsocketConnection,
+    WebsocketLayer,
+    WebsocketMessageHook,
+    WebsocketStartHook,
+)
+from wsproto import ConnectionType
+from wsproto.events import CloseConnection, Event, Ping, Pong
 
 from proxy.channel.head import BadHead, parse_head
 from proxy.flow import Transfer
@@ -164,6 +171,25 @@ class JudgedHttp1(Http1Server):
         self.state = self.done
 
 
+class JudgedWebsocket(WebsocketConnection):
+    """A client's side of a WebSocket: what its control frames say is looked into as its messages are."""
+
+    def __init__(self, client: Connection, may_pass: Callable[[bytes], bool]) -> None:
+        super().__init__(ConnectionType.SERVER, conn=client)
+        self._may_pass = may_pass
+
+    def events(self) -> Generator[Event, None, None]:
+        for event in super().events():
+            said = b""
+            if isinstance(event, Ping | Pong):
+                said = bytes(event.payload)
+            elif isinstance(event, CloseConnection):
+                said = (event.reason or "").encode()
+            if said and not self._may_pass(said):
+                return
+            yield event
+
+
 class JudgedStream(HttpStream):
     """One request and its answer."""
 
@@ -183,6 +209,8 @@ class JudgedStream(HttpStream):
         for command in super().handle_event(event):
             if isinstance(command, HttpRequestHeadersHook):
                 self.flow.metadata[ENDED] = self._ended
+            if isinstance(command, WebsocketStartHook) and isinstance(self.child_layer, WebsocketLayer):
+                self.child_layer.client_ws = JudgedWebsocket(self.context.client, self._said)
             if isinstance(command, SendHttp) and isinstance(command.event, RequestHeaders):
                 self._frame(command.event, command.connection)
             if isinstance(command, SendHttp) and command.connection == self.context.client:
@@ -336,6 +364,13 @@ class JudgedStream(HttpStream):
 
     # -- a WebSocket -------------------------------------------------------------------------------
 
+    def _said(self, content: bytes) -> bool:
+        """Whether something that a client says whole may go on; cuts where it may not."""
+        if self._exchange().sift_message(content):
+            return True
+        self._rules.cut(str(self._rules.exceeded(self._exchange()).refusal.because))
+        return False
+
     def passthrough(self, event: events.Event) -> CommandGenerator[None]:
         exchange = self._exchange()
         if isinstance(event, RequestData | ResponseData):
@@ -348,8 +383,7 @@ class JudgedStream(HttpStream):
             if isinstance(command, WebsocketMessageHook) and self.flow.websocket is not None:
                 message = self.flow.websocket.messages[-1]
                 self._message[message.from_client] = 0
-                if message.from_client and not exchange.sift_message(message.content):
-                    self._rules.cut(str(self._rules.exceeded(exchange).refusal.because))
+                if message.from_client and not self._said(message.content):
                     return
             if isinstance(command, SendHttp) and isinstance(command.event, RequestData | ResponseData):
                 upload = isinstance(command.event, RequestData)

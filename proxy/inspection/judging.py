@@ -175,7 +175,9 @@ class Judging:
 
     def _without_quota(self, policy: Policy, asked: Asked) -> Refusal | None:
         """The refusal of a request that draws on a quota of which nothing is left, or that nobody keeps."""
-        pocket = self._pocket or pocket_of(None, policy, self.flow)
+        pocket = self._pocket
+        if policy.quotas(self.flow) != (pocket.quotas if pocket else ()):  # of an earlier policy, or nobody's
+            pocket = pocket_of(None, policy, self.flow)
         if pocket is None:
             return None
         sends = asked.has_body or asked.websocket_key
@@ -267,6 +269,7 @@ class Judging:
             reset=lambda: self.reset(),
             because=str(answer.judgement.because),
             inspected=True,
+            duties=answer.policy.duties(flow),
         )
         self._table.add(entry)
         return entry

@@ -118,6 +118,16 @@ class Policy:
         """How much a flow may carry in a period, whatever its verdict: every one of them counts."""
         return tuple(quota for destination in self._duties.of(flow) for quota in destination.quotas)
 
+    def duties(self, flow: Flow) -> tuple[object, ...]:
+        """What a flow is under as long as it is open: what is looked for in it, what it draws on."""
+        if not self._has_duties:
+            return ()
+        scan, quotas = self.scan(flow), self.quotas(flow)
+        if scan is None:
+            return quotas
+        names = {*scan.block, *scan.report}
+        return (scan, *(pattern for pattern in self.model.patterns if pattern.name in names), *quotas)
+
     def is_opaque(self, flow: Flow) -> bool:
         """Whether a flow goes where nothing is ever looked into."""
         return any(destination.opaque for destination in self._duties.of(flow))

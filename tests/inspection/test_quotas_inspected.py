@@ -9,6 +9,7 @@ import pytest
 from inspected import Origin, inspected, whole_requests
 from loopback import Site, runner
 
+from proxy.policy import load
 from proxy.policy.model import Quota
 from proxy.purse import Accounts, Got
 
@@ -86,5 +87,21 @@ def test_where_nobody_keeps_them_nothing_goes(site: Site, tmp_path: Path) -> Non
             heard = await world.say(world.request())
             assert heard.startswith(b"HTTP/1.1 403") and not origin.heard
             assert world.verdicts() == [("block", "quota", "GET /")]
+
+    runner("asyncio")(main())
+
+
+def test_a_connection_from_before_a_quota_does_not_escape_it(site: Site, tmp_path: Path) -> None:
+    async def main() -> None:
+        origin = Origin(whole_requests())
+        async with inspected(site, tmp_path, origin, policy=POLICY.replace(b"upload: 1GiB, ", b"")) as world:
+            world.accounts = accounts(upload=0, download=1 << 20)
+            reader, writer = await world.open()
+            world.gate.policy = load(POLICY, "p.yaml")
+            writer.write(world.request("POST", "/up", "Content-Length: 3", body=b"abc"))
+            heard = await world.read(reader, b"</html>")
+            assert b"403 Forbidden" in heard and b"quota" in heard and not origin.everything
+            writer.close()
+            await world.ended()
 
     runner("asyncio")(main())

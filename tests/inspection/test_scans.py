@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gzip
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from inspected import WEBSOCKET, Http2, Origin, inspected, masked, serve_http2, websocket_echo, whole_requests
 from loopback import Site, runner
+
+from proxy.hand import lost_now
+from proxy.policy import load
 
 CARD = b"4111111111111111"
 POLICY = b"""
@@ -129,7 +134,12 @@ def test_http2_is_scanned_too(site: Site, tmp_path: Path) -> None:
     runner("asyncio")(main())
 
 
-def test_a_message_of_a_websocket_that_holds_it_is_cut(site: Site, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "frame",
+    [masked(b"now " + CARD), masked(CARD, 0x89), masked(CARD, 0x8A), masked(b"\x03\xe8" + CARD, 0x88)],
+    ids=["message", "ping", "pong", "close"],
+)
+def test_what_a_websocket_says_and_holds_it_is_cut(site: Site, tmp_path: Path, frame: bytes) -> None:
     async def main() -> None:
         origin = Origin(websocket_echo)
         async with inspected(site, tmp_path, origin, tls=True, policy=POLICY) as world:
@@ -139,11 +149,35 @@ def test_a_message_of_a_websocket_that_holds_it_is_cut(site: Site, tmp_path: Pat
             writer.write(masked(b"bluebird"))
             await world.read(reader, b"hello")
             sent = len(origin.everything)
-            writer.write(masked(b"now " + CARD))
+            writer.write(frame)
             await world.read(reader)
             writer.close()
             await world.ended()
             assert len(origin.everything) == sent
             assert "scan" in world.ends()[0].why and "projects" in world.ends()[0].why
+
+    runner("asyncio")(main())
+
+
+def test_what_is_open_when_a_scan_comes_is_cut(site: Site, tmp_path: Path) -> None:
+    """A request that began unscanned, or under other words, does not go on under the policy that scans it."""
+    scan = b", scan: {block: [card-numbers], report: [projects]}"
+    policies = [POLICY.replace(scan, b""), POLICY, POLICY.replace(b"bluebird", b"heron bird")]
+
+    async def main() -> None:
+        origin = Origin(websocket_echo)
+        async with inspected(site, tmp_path, origin, policy=policies[0]) as world:
+            for before, after in pairwise(policies):
+                world.gate.policy = load(before, "p.yaml")
+                reader, writer = await world.open()
+                writer.write(world.request("GET", "/chat", *WEBSOCKET))
+                await world.read(reader, b"\r\n\r\n")
+                for text, cut in ((before, 0), (after, 2)):
+                    world.gate.policy = load(text, "p.yaml")
+                    lost = lost_now(world.gate, datetime.now(UTC))
+                    assert world.table.cut(lost, "the policy was replaced") == cut
+                await world.read(reader)
+                writer.close()
+                await world.ended()
 
     runner("asyncio")(main())
