@@ -65,7 +65,7 @@ ROUTE_V6_TRIES, ROUTE_V6_PAUSE_S = 100, 0.02
 def capture_rules() -> str:
     """The zone's one nftables transaction. What it does not name is refused at once, not left to time out.
 
-    A zone that was made before is made again.
+    A zone that was made before is made again. A device that somebody adds later leads nowhere.
 
     No error is ever sent for a multicast; one that is dropped on its way out is an error of the send itself.
     """
@@ -81,6 +81,10 @@ table inet zonegate {{
     meta l4proto {{ tcp, udp }} tproxy to :{GATE_PORT} accept
     meta l4proto tcp reject with tcp reset
     reject with icmpx admin-prohibited
+  }}
+  chain stay {{
+    type filter hook output priority filter; policy accept;
+    oifname != "lo" drop
   }}
   chain refuse_groups {{
     type filter hook output priority filter; policy accept;

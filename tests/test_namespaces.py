@@ -68,6 +68,35 @@ def namespace_fds(pid: int) -> tuple[int, int]:
     return os.open(f"/proc/{pid}/ns/user", flags), os.open(f"/proc/{pid}/ns/net", flags)
 
 
+# -- a device that comes later -----------------------------------------------------------------------
+
+
+LATE = """
+for words in (
+    "link add late0 type veth peer name late1", "link set late0 up", "link set late1 up",
+    "addr add 198.18.0.1/24 dev late0", "neigh add 198.18.0.2 lladdr 02:00:00:00:00:02 dev late0",
+):
+    subprocess.run(["ip", *words.split()], check=True)
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+wire.bind(("late1", 0x0800))
+wire.settimeout(20)
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"late0")
+try:
+    sock.sendto(b"canary", ("198.18.0.2", 9))
+    while not wire.recv(100).endswith(b"canary"):
+        pass
+    print(json.dumps("it left"))
+except OSError as error:
+    print(json.dumps(errno.errorcode[error.errno]))
+"""
+
+
+def test_nothing_leaves_by_a_device_that_comes_later() -> None:
+    assert within(UNRULED, LATE) == "it left"
+    assert within(ZONE, LATE) == "EPERM"
+
+
 # -- nothing listens: refused at once ----------------------------------------------------------------
 
 
