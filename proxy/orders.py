@@ -293,6 +293,7 @@ async def _apply(daemon: Daemon) -> tuple[int, list[str]]:
         (worker, words)
         for (zone, uid), worker in daemon.workers.items()
         if worker.locked != (words := daemon.locks.over(zone, uid))
+        and (words or worker.loaded is daemon.loaded)  # a reload has locked who is to go
     ]
     done = await asyncio.gather(*(_hold(daemon, *one) for one in changed), return_exceptions=True)
     for (worker, _), fault in zip(changed, done, strict=True):

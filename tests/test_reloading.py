@@ -17,8 +17,9 @@ from first_words import request
 from gates import LIMIT_S, Gate, Guest, gate
 from own_namespaces import Zone, zone
 
-from proxy import ipc, reloading
+from proxy import ipc, orders, reloading
 from proxy.crew import Post
+from proxy.locks import Locks
 from proxy.messages.admin import Answer, Ask, Denied, Order
 from proxy.reception import User
 from proxy.site import load_site
@@ -334,6 +335,31 @@ def test_a_post_that_comes_while_others_are_judged_is_judged_too(
     daemon = SimpleNamespace(loaded=loaded, workers={}, posts=lambda: tuple(posts))
     told = asyncio.run(reloading.Reloads(cast(reloading.Daemon, daemon)).reload(check=True))
     assert [row["user"] for row in told["workers"]] == ["early", "late"]
+
+
+def test_no_lock_of_another_opens_a_worker_that_a_reload_ends(tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    class Going:
+        loaded: object = None
+        locked = "the site was reloaded"
+
+        async def unlock(self) -> None:
+            opened.append("unlock")
+
+    site = SimpleNamespace(zones={"corporate": None, "other": None})
+    for in_force, then in ((False, []), (True, ["unlock"])):
+        daemon = SimpleNamespace(
+            loaded=SimpleNamespace(site=site),
+            workers={("corporate", 4711): Going()},
+            locks=Locks(tmp_path / "locks.json", "now"),
+            lease_again=lambda worker: None,
+        )
+        if in_force:
+            daemon.workers["corporate", 4711].loaded = daemon.loaded
+        me = User(os.geteuid(), "me", ())
+        asyncio.run(orders.carry_out(cast(orders.Daemon, daemon), "lock", {"zone": "other"}, me))
+        assert opened == then
 
 
 def test_orders_of_many_at_once_leave_one_state(there: Gate) -> None:
