@@ -15,7 +15,7 @@ from collections.abc import Callable
 from proxy import ipc
 from proxy.channel.connect import ConnectionEnded, ConnectRefused, connect_through
 from proxy.channel.plain import Backlog
-from proxy.channel.tls import TlsChannel, tls_client
+from proxy.channel.tls import SaidNothing, TlsChannel, tls_client
 from proxy.egress import DialFailed, Egress
 from proxy.flow import IPAddress
 from proxy.kept import KeptChannels
@@ -138,7 +138,16 @@ class MtlsEgress(Egress):
         return channel
 
     async def _handshaken(self) -> TlsChannel:
-        """A channel to the pinned gateway that nothing was asked of yet."""
+        """A channel to the pinned gateway that nothing was asked of yet.
+
+        The holder keeps sockets ready; one that a gateway lets go of without a word is worth a second try.
+        """
+        try:
+            return await self._shake_hands()
+        except SaidNothing:
+            return await self._shake_hands()
+
+    async def _shake_hands(self) -> TlsChannel:
         sock = await self._socket()
         pins = frozenset(self.setup.pins)
         name, limit_s = self.setup.server_name, TLS_LIMIT_S

@@ -138,6 +138,29 @@ def test_a_dialled_channel_carries_to_the_destination(run: Run, site: Site, tmp_
     run(main())
 
 
+def test_a_socket_that_the_gateway_lets_go_of_without_a_word_is_replaced_once(
+    run: Run, site: Site, tmp_path: Path
+) -> None:
+    """As one does that was restarted: what the holder had kept ready leads nowhere."""
+
+    async def main() -> None:
+        gone = await asyncio.start_server(lambda _, writer: writer.transport.abort(), "127.0.0.1", 0)
+        async with gone, leased(site, tmp_path) as there, destination(echo) as port:
+            good, there.holder.address = there.holder.address, gone.sockets[0].getsockname()
+
+            async def before() -> None:
+                if there.holder.dials == 2:
+                    there.holder.address = good
+
+            there.holder.before = before
+            channel = await there.egress.dial("site.example", port)
+            await channel.write(b"through the tunnel")
+            assert await channel.read() == b"through the tunnel"
+            channel.abort()
+
+    run(main())
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     sentence: str

@@ -15,6 +15,8 @@ from proxy.tunnels.base import SECOND_NS, Attestation, by_age
 
 # REJECT_AFTER_TIME of WireGuard: a session that is older carries nothing any more.
 HANDSHAKE_AGE_NS = 180 * SECOND_NS
+# A handshake is dated by when it was noticed: one that answers rest on may seem that much later than they.
+NOTICED_NS = 3 * SECOND_NS
 _WHY_SILENT = "or datagrams are lost on the way"
 
 
@@ -61,7 +63,7 @@ def _silent(evidence: PacketEvidence) -> str:
     """Why a peer that had answered does not: what is known of it, in the order of how sure it is."""
     if evidence.underlay:
         return evidence.underlay
-    if evidence.handshake_ns > evidence.answered_ns:
+    if evidence.handshake_ns - evidence.answered_ns > NOTICED_NS:
         return f"the peer has renewed its keys since its last answer, but {evidence.words}"
     return (
         f"{evidence.endpoint} has fallen silent: it no longer knows this device's key, another peer has "

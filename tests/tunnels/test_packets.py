@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from proxy.flow import TunnelState
 from proxy.messages.packets import PacketEvidence
 from proxy.tunnels.base import GIVE_UP_NS, MAX_AGE_NS, SECOND_NS
-from proxy.tunnels.packets import HANDSHAKE_AGE_NS, attest_packets
+from proxy.tunnels.packets import HANDSHAKE_AGE_NS, NOTICED_NS, attest_packets
 
 PIN, OTHER = "the pinned key", "another key"
 NOW = 1000 * SECOND_NS
@@ -53,9 +53,16 @@ CASES = [
     ),
     Case(
         "a target of the probe that is gone, and a peer that is there",
-        replace(GOOD, handshake_ns=NOW + 1, words="no answer to the probe"),
+        replace(GOOD, handshake_ns=NOW + NOTICED_NS + 1, words="no answer to the probe"),
         STALE,
         "has renewed its keys since its last answer, but no answer to the probe",
+        NOTICED_NS + 2,
+    ),
+    Case(
+        "a handshake that was noticed a little after the answer that rests on it",
+        replace(GOOD, handshake_ns=NOW + SECOND_NS, words="no answer to the probe"),
+        STALE,
+        "has fallen silent",
         MAX_AGE_NS + 1,
     ),
     Case(
