@@ -40,6 +40,7 @@ class Worker:
     cuts: list[dict[str, Any]] = field(default_factory=list)
     leased: bool = True
     ears: tuple[str, ...] = ()
+    loaded: Any = None
 
     @property
     def post(self) -> Any:
@@ -80,6 +81,8 @@ class Daemon:
         self.workers: Any = {(one.zone, one.user.uid): one for one in workers}
         zones = {name: SimpleNamespace(counted_only=name == "personal") for name in ("corporate", "personal")}
         self.loaded: Any = SimpleNamespace(site=SimpleNamespace(zones=zones))
+        for worker in workers:
+            worker.loaded = self.loaded
 
     def lease_again(self, worker: Any) -> None:
         worker.leased = True
