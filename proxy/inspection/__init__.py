@@ -11,5 +11,6 @@ reads no file. From the ground up:
     streams      a channel as mitmproxy wants a reader and a writer
     http         mitmproxy's HTTP layers, in which a refusal is a page and a budget ends at the byte
     pages        what clients are shown in place of an answer
-    connection   one connection: hooks in which whatever goes wrong cuts, and the only way to dial
+    hooks        the answers to mitmproxy's hooks: layers, TLS, a verdict for every head
+    connection   one connection: what goes wrong in a hook cuts it, and here is the only way to dial
 """

@@ -2,7 +2,8 @@
 
 mitmproxy logs what its hooks raise and lets the flow go on; here a hook that raises, hangs or answers
 anything but a plain yes cuts the connection, and so does every fault that mitmproxy would only log. Nothing
-is dialled but by the tunnel's egress, and nothing happens any more once the connection is cut.
+is dialled but by the tunnel's egress, and nothing happens any more once the connection is cut. What a hook
+answers is no business of this room; see `hooks`.
 """
 
 from __future__ import annotations
@@ -10,47 +11,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from enum import Enum
 from types import TracebackType
 from typing import Literal, cast
 
 from mitmproxy import http
 from mitmproxy.connection import Connection, ConnectionState, Server
 from mitmproxy.options import Options
-from mitmproxy.proxy import commands, events, layer, server_hooks
-from mitmproxy.proxy.layers import modes, tls, websocket
-from mitmproxy.proxy.layers.http._hooks import (
-    HttpErrorHook,
-    HttpRequestHeadersHook,
-    HttpRequestHook,
-    HttpResponseHeadersHook,
-    HttpResponseHook,
-)
+from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import ConnectionIO, LiveConnectionHandler
-from mitmproxy.tls import ClientHelloData, TlsData
 
-from proxy.addresses import parse_host
 from proxy.channel.plain import Channel
 from proxy.egress import DialFailed
 from proxy.flow import Because, Origin, Transfer
-from proxy.inspection.heads import Destination, Improper, read_request, read_response
-from proxy.inspection.http import ENDED, EXCHANGE, REFUSED, JudgedHttp, JudgedTls
+from proxy.inspection.heads import Destination
+from proxy.inspection.hooks import HOOKS, Go, Hooks
 from proxy.inspection.judging import Exchange, Judging, Refused
-from proxy.inspection.pages import authority_of, page
+from proxy.inspection.pages import page
 from proxy.inspection.streams import Stream
-from proxy.inspection.tls import H2, HTTP1, TlsSides
+from proxy.inspection.tls import TlsSides
 
 HOOK_LIMIT_S, HEAD_LIMIT_S, HANDSHAKE_LIMIT_S, IDLE_LIMIT_S = 10.0, 30.0, 15.0, 300
 HELD_BYTES, UNPARSED_BYTES = 2 << 20, 1 << 20
 UPSTREAMS = 100  # as many as HTTP/2 has streams
-
-
-class Go(Enum):
-    """A hook's answer. Whatever else it answers cuts the connection."""
-
-    ON = "on"
 
 
 class Settings:
@@ -83,14 +66,12 @@ class InspectedConnection(LiveConnectionHandler):
         *,
         http2: bool,
     ) -> None:
-        self._destination, self._judging, self._tls = destination, judging, tls_sides
-        self._client_channel = client
+        self._destination, self._judging, self._client_channel = destination, judging, client
+        self._hooks = Hooks(destination, judging, tls_sides, self, http2=http2)
         judging.reset = lambda: self.cut(judging.cut_because or "cut by the gate")
-        self._http2 = http2
         self._loop = asyncio.get_running_loop()
         self.cut_because = ""
         self._trouble = ""
-        self._http: JudgedHttp | None = None
         self._asking = 0
         self._opening: dict[Connection, asyncio.TimerHandle | None] = {}
         self._client_room, self._upstream_room = asyncio.Event(), asyncio.Event()
@@ -154,7 +135,7 @@ class InspectedConnection(LiveConnectionHandler):
         if level >= logging.ERROR or exc_info:
             self.cut(f"fault in mitmproxy: {message}")
         elif level >= logging.WARNING:
-            self._trouble = self._trouble or message[:200]
+            self.troubled(message)
 
     async def server_event(self, event: events.Event) -> None:
         """One event through the layers, and then a look at what they hold."""
@@ -164,13 +145,13 @@ class InspectedConnection(LiveConnectionHandler):
         if self._is_over():
             return
         if isinstance(event, events.ConnectionClosed):
-            self._opened(event.connection)
+            self.settled(event.connection)
         self._look()
 
     def _look(self) -> None:
         """Hold back who sends more than can be passed on, and end what can only be an attack."""
         held = {True: 0, False: 0}
-        if (inside := self._http) is not None:
+        if (inside := self._hooks.http) is not None:
             if inside.unparsed_bytes() > UNPARSED_BYTES:
                 self.cut("more was sent than can be waiting")
                 return
@@ -220,7 +201,7 @@ class InspectedConnection(LiveConnectionHandler):
         except BaseException as error:
             words = str(error) if isinstance(error, DialFailed) else f"fault ({type(error).__name__})"
             server.error = words
-            self._opened(server)
+            self.settled(server)
             self.transports.pop(server, None)
             await self.server_event(events.OpenConnectionCompleted(command, words))
             return
@@ -237,11 +218,11 @@ class InspectedConnection(LiveConnectionHandler):
                 limit_s = HANDSHAKE_LIMIT_S
                 self._opening[server] = self._loop.call_later(limit_s, self._handshake_failed, server, stream)
             else:
-                self._opened(server)
+                self.settled(server)
             await self.server_event(events.OpenConnectionCompleted(command, None))
             await self.handle_connection(server)
         finally:
-            self._opened(server)
+            self.settled(server)
             await stream.ended()
             self._streams.remove(stream)
 
@@ -278,12 +259,6 @@ class InspectedConnection(LiveConnectionHandler):
         if server in self._opening:
             stream.abort()
 
-    def _opened(self, connection: Connection) -> None:
-        """It is clear whether a destination can be spoken to: the client is heard again."""
-        timer = self._opening.pop(connection, None)
-        if timer is not None:
-            timer.cancel()
-
     # -- hooks -------------------------------------------------------------------------------------
 
     async def handle_hook(self, hook: commands.StartHook) -> None:
@@ -291,7 +266,7 @@ class InspectedConnection(LiveConnectionHandler):
         self._asking += 1
         try:
             async with asyncio.timeout(HOOK_LIMIT_S):
-                answer: object = await HOOKS[type(hook)](self, *hook.args())
+                answer: object = await HOOKS[type(hook)](self._hooks, *hook.args())
             if answer is not Go.ON:
                 self.cut(f"its {hook.name} was not answered")
         except BaseException as error:
@@ -299,155 +274,17 @@ class InspectedConnection(LiveConnectionHandler):
         finally:
             self._asking -= 1
 
-    async def pass_over(self, *_: object) -> Go:
-        """A hook that decides nothing."""
-        return Go.ON
+    # -- what the hooks and the layers ask (Carrier) -----------------------------------------------
 
-    async def next_layer(self, data: layer.NextLayer) -> Go:
-        """The layers of a connection are fixed: its destination, TLS where the flow was TLS, HTTP."""
-        context = data.context
-        match len(context.layers):
-            case 0:
-                to = self._destination
-                context.server.address = (str(to.host), to.port)
-                context.server.tls = to.tls
-                context.server.sni = str(to.host) if to.tls else None
-                data.layer = modes.TransparentProxy(context)
-            case 1 if self._destination.tls:
-                data.layer = JudgedTls(context)
-            case 1 | 2:
-                data.layer = self._http = JudgedHttp(context, self)
-            case _:
-                raise TypeError("a layer that is not expected")
-        return Go.ON
+    def settled(self, connection: Connection) -> None:
+        """It is clear whether a destination can be spoken to: the client is heard again."""
+        timer = self._opening.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
 
-    async def tls_clienthello(self, data: ClientHelloData) -> Go:
-        """The name in TLS must be the one that was asked for; without one the connection's own counts."""
-        said = data.client_hello.sni
-        if said is not None and parse_host(said) != self._destination.host:
-            raise Improper(f'it claims to speak to "{said:.80}"')
-        return Go.ON
-
-    async def tls_start_client(self, data: TlsData) -> Go:
-        """Show the client a certificate for its destination."""
-        data.ssl_conn = self._tls.for_client(self._destination.host, http2=self._http2)
-        return Go.ON
-
-    async def tls_start_server(self, data: TlsData) -> Go:
-        """Have the destination prove who it is."""
-        offered = (H2, HTTP1) if self.client.alpn == H2 else (HTTP1,)
-        data.conn.alpn_offers = offered
-        data.ssl_conn = self._tls.for_server(self._destination.host, offered)
-        return Go.ON
-
-    async def tls_server_settled(self, data: TlsData) -> Go:
-        """The destination's TLS stands, or has failed."""
-        self._opened(data.conn)
-        return Go.ON
-
-    async def tls_failed_client(self, data: TlsData) -> Go:
-        """The client did not accept our certificate, or speaks no TLS that we do."""
-        self._trouble = self._trouble or f"its TLS failed: {data.conn.error or 'no reason given'}"[:200]
-        return Go.ON
-
-    async def requestheaders(self, flow: http.HTTPFlow) -> Go:
-        """Judge a request by its head, before a byte of it goes anywhere."""
-        request = flow.request
-        request.stream = True
-        found = self._judged(flow)
-        if isinstance(found, Refused):
-            flow.metadata[REFUSED] = found
-            request.headers.pop("expect", None)  # who is refused is not asked to go on
-            return Go.ON
-        flow.metadata[EXCHANGE] = found
-        for name in found.asked.drop:
-            request.headers.pop(name, None)
-        host = authority_of(self._destination)
-        if request.is_http2:
-            request.authority = host
-            if "host" in request.headers:
-                request.headers["host"] = host
-        else:
-            request.authority = ""
-            request.headers["host"] = host
-        return Go.ON
-
-    def _judged(self, flow: http.HTTPFlow) -> Exchange | Refused:
-        request = flow.request
-        if flow.error is not None:
-            return self._judging.improper("its request is malformed")
-        try:
-            asked = read_request(
-                self._destination,
-                version=2 if request.is_http2 else 1,
-                method=request.method,
-                authority=request.authority,
-                target=request.path,
-                fields=request.headers.fields,
-                ended=flow.metadata[ENDED] is True,
-            )
-        except Improper as error:
-            return self._judging.improper(str(error))
-        return self._judging.request(asked)
-
-    async def request(self, flow: http.HTTPFlow) -> Go:
-        """A request has been sent whole."""
-        if flow.response is not None and flow.response.timestamp_end is not None:
-            self._finish(flow)
-        return Go.ON
-
-    async def responseheaders(self, flow: http.HTTPFlow) -> Go:
-        """Judge an answer by its head."""
-        exchange, response = flow.metadata[EXCHANGE], flow.response
-        if response is None:
-            raise TypeError("an answer without a head")
-        response.stream = response.status_code != 101
-        try:
-            answered = read_response(
-                exchange.asked,
-                status=response.status_code,
-                version=2 if response.is_http2 else 1,
-                fields=response.headers.fields,
-            )
-            refused = self._judging.answered(exchange, answered)
-        except Improper as error:
-            refused = self._judging.improper(f"what its request is answered with is refused: {error}")
-        if refused is not None:
-            exchange.refused = refused.refusal
-            flow.metadata[REFUSED] = refused
-            self._judging.end(exchange, str(refused.refusal))
-        response.headers.pop("alt-svc", None)  # other ways to the same place are not judged
-        return Go.ON
-
-    async def response(self, flow: http.HTTPFlow) -> Go:
-        """An answer has been sent whole; the request perhaps not yet."""
-        if flow.request.timestamp_end is not None and flow.websocket is None:
-            self._finish(flow)
-        return Go.ON
-
-    async def error(self, flow: http.HTTPFlow) -> Go:
-        """A request came to no end."""
-        if isinstance(exchange := flow.metadata.get(EXCHANGE), Exchange):
-            self._judging.end(exchange, flow.error.msg if flow.error else "failed")
-        return Go.ON
-
-    async def websocket_message(self, flow: http.HTTPFlow) -> Go:
-        """A message that is whole; it is not kept."""
-        if flow.websocket is None or EXCHANGE not in flow.metadata:
-            raise TypeError("a message of no WebSocket")
-        flow.websocket.messages.clear()
-        return Go.ON
-
-    async def websocket_end(self, flow: http.HTTPFlow) -> Go:
-        """A WebSocket has ended."""
-        self._finish(flow)
-        return Go.ON
-
-    def _finish(self, flow: http.HTTPFlow) -> None:
-        if isinstance(exchange := flow.metadata.get(EXCHANGE), Exchange):
-            self._judging.end(exchange, "finished by both ends")
-
-    # -- what the layers ask (Rules) ---------------------------------------------------------------
+    def troubled(self, words: str) -> None:
+        """Something went wrong by itself; the first of such words are told if nothing is ever judged."""
+        self._trouble = self._trouble or words[:200]
 
     def page(self, refused: Refused, request: http.Request | None) -> http.Response:
         """A refusal as the client can read it."""
@@ -466,25 +303,3 @@ class InspectedConnection(LiveConnectionHandler):
         refused = self._judging.exceeded(exchange)
         self._judging.end(exchange, str(refused.refusal))
         return refused
-
-
-HOOKS: Mapping[type[commands.StartHook], Callable[..., Awaitable[Go]]] = {
-    server_hooks.ClientConnectedHook: InspectedConnection.pass_over,
-    server_hooks.ClientDisconnectedHook: InspectedConnection.pass_over,
-    layer.NextLayerHook: InspectedConnection.next_layer,
-    tls.TlsClienthelloHook: InspectedConnection.tls_clienthello,
-    tls.TlsStartClientHook: InspectedConnection.tls_start_client,
-    tls.TlsStartServerHook: InspectedConnection.tls_start_server,
-    tls.TlsEstablishedClientHook: InspectedConnection.pass_over,
-    tls.TlsEstablishedServerHook: InspectedConnection.tls_server_settled,
-    tls.TlsFailedClientHook: InspectedConnection.tls_failed_client,
-    tls.TlsFailedServerHook: InspectedConnection.tls_server_settled,
-    HttpRequestHeadersHook: InspectedConnection.requestheaders,
-    HttpRequestHook: InspectedConnection.request,
-    HttpResponseHeadersHook: InspectedConnection.responseheaders,
-    HttpResponseHook: InspectedConnection.response,
-    HttpErrorHook: InspectedConnection.error,
-    websocket.WebsocketStartHook: InspectedConnection.pass_over,
-    websocket.WebsocketMessageHook: InspectedConnection.websocket_message,
-    websocket.WebsocketEndHook: InspectedConnection.websocket_end,
-}

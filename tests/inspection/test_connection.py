@@ -227,7 +227,7 @@ def test_another_name_in_tls(site: Site, tmp_path: Path) -> None:
             world.name = "other.example"
             sock = world.enter(name="site.example")
             handler = world.handlers[-1]
-            handler._destination = Destination("site.example", world.port, True)
+            handler._hooks._destination = Destination("site.example", world.port, True)
             with pytest.raises(ConnectionError):
                 await asyncio.open_connection(
                     sock=sock, ssl=trusting(world.ca), server_hostname="other.example"
@@ -409,10 +409,10 @@ def test_a_program_that_opens_no_window_makes_nobody_hoard(site: Site, tmp_path:
             await program.flush()
             handler = world.handlers[-1]
             before = -1
-            while handler._http is None or not sent or sent != before:
+            while handler._hooks.http is None or not sent or sent != before:
                 before = sent
                 await asyncio.sleep(0.5)
-            held = handler._http.held_bytes(for_client=True)
+            held = handler._hooks.http.held_bytes(for_client=True)
             assert 0 < held < 2 * connection.HELD_BYTES, held
             assert program.status.get(stream) is None
             program.close()

@@ -25,6 +25,7 @@ from mitmproxy.proxy.layers import tls, websocket
 from mitmproxy.proxy.layers.http import _hooks as http
 
 from proxy.inspection import connection
+from proxy.inspection.hooks import HOOKS
 
 
 async def raises(*_: object) -> None:
@@ -124,7 +125,7 @@ async def every_fault(
             told = f"{fault.__name__} in {hook.name}"
             before = len(world.origin.heard)
             with patch.context() as with_fault:
-                with_fault.setitem(connection.HOOKS, hook, fault)
+                with_fault.setitem(HOOKS, hook, fault)
                 heard = await say(world)
                 assert good not in heard, (told, heard)
                 await world.ended()
@@ -145,8 +146,8 @@ def test_every_hook_is_known() -> None:
     """A hook that mitmproxy may run and that is not in the table would cut; none is there for nothing."""
     layers = (server_hooks, layer, tls, websocket, http)
     known = {found for module in layers for name, found in vars(module).items() if name.endswith("Hook")}
-    assert set(connection.HOOKS) <= known
-    unused = {hook.__name__ for hook in known - set(connection.HOOKS)} - {"StartHook", "Hook"}
+    assert set(HOOKS) <= known
+    unused = {hook.__name__ for hook in known - set(HOOKS)} - {"StartHook", "Hook"}
     assert unused == {
         "ServerConnectHook", "ServerConnectedHook", "ServerDisconnectedHook", "ServerConnectErrorHook",
         "HttpConnectHook", "HttpConnectUpstreamHook", "HttpConnectedHook", "HttpConnectErrorHook",
