@@ -136,11 +136,23 @@ class PacketEgress(Egress):
         return sock
 
     async def _socket_of_resolver(self, transport: str, address: IPAddress, port: int) -> socket.socket:
+        """A socket for one question. Raises OSError, also where only a clock ends the lease."""
         opened = self.connected if transport == "tcp" else partial(self.open_socket, "udp")
         try:
-            return await opened(address, port)
+            self._must_be_leased()
+            sock = await opened(address, port)
         except DialFailed as error:
             raise OSError(str(error)) from error
+        try:
+            self._must_be_leased()  # it may have taken seconds
+        except DialFailed as error:
+            sock.close()
+            raise OSError(str(error)) from error
+        return sock
+
+    def _must_be_leased(self) -> None:
+        if not self.leased:
+            raise DialFailed(self.words)
 
     async def resolve(self, name: str) -> tuple[IPAddress, ...]:
         """See Egress. Without those that no tunnel leads to: a name that has no other is refused."""

@@ -22,7 +22,7 @@ async def resolve(gate: Gate, flow: Flow, answer: NeedsAddress) -> tuple[Admissi
     """The answer for a named flow once its addresses are known, and the flow with the first that may be had.
 
     Where some addresses are admitted and some are not, those are left that are admitted for the same reason
-    as the first; where none is, the first refusal stands.
+    as the first, and under the same duties; where none is, the first refusal stands.
     """
     assert isinstance(flow.name, str)
     try:
@@ -41,8 +41,15 @@ async def resolve(gate: Gate, flow: Flow, answer: NeedsAddress) -> tuple[Admissi
     if not admitted:
         return refused or (gate_refusal("name", "it has no address"), flow)
     address, first = admitted[0]
-    same = tuple(other for other, judged in admitted if judged.judgement == first.judgement)
-    return replace(first, addresses=same), replace(flow, address=address)
+    known = replace(flow, address=address)
+    duties = first.policy.duties(known)
+    same = tuple(
+        other
+        for other, judged in admitted
+        if judged.judgement == first.judgement
+        and judged.policy.duties(replace(flow, address=other)) == duties
+    )
+    return replace(first, addresses=same), known
 
 
 def _not_here(answer: Answer) -> Refusal:

@@ -34,6 +34,7 @@ from proxy.config import (
 from proxy.inspection_ca import Authority, CaError
 from proxy.messages.holding import PacketSetup, TunnelSetup
 from proxy.policy import Policy, Problems, load
+from proxy.policy.duties import unseen
 from proxy.policy.reading import did_you_mean
 from proxy.wireguard_config import WireguardTunnel, parse_key
 
@@ -189,6 +190,7 @@ def _zones(site: Site, policy: Policy) -> list[str]:
             problems.append(f'{site.file}: zone "{name}" is not in policy {site.policy}, which has {known}')
             continue
         blind = [name for name in zone.tunnels if _is_blind(site.tunnels[name])]
+        mtls = [one for one in zone.tunnels if isinstance(site.tunnels.get(one), Tunnel)]
         packets = [one for one in zone.tunnels if isinstance(site.tunnels.get(one), WireguardTunnel)]
         if zone.inspects and packets:
             problems.append(
@@ -200,6 +202,12 @@ def _zones(site: Site, policy: Policy) -> list[str]:
                 f'{site.file}: the policy of zone "{name}" blocks addresses; tunnel "{blind[0]}" resolves '
                 "names at its gateway; set judges_addresses: true if that gateway is trusted to judge them"
             )
+        problems += [
+            f'{one.at}: "{one.name}" has networks, and a scan, quota or opacity that would miss what zone '
+            f'"{name}" sends there by name: the gateway of tunnel "{mtls[0]}" resolves it; the gate never '
+            "learns its address; list every name that the zone may go to, or write names in place of networks"
+            for one in (unseen(policy.model, name) if mtls else ())
+        ]
     return problems
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
@@ -52,12 +53,14 @@ def test_answers_are_kept_for_their_time_and_no_longer(run: Run) -> None:
     async def main() -> None:
         far = Far({NAME: ["60 A 10.77.0.80", "60 AAAA fd77::80"], "zero.example": ["0 A 10.77.0.80"]})
         async with packet_tunnel(far) as (egress, clock):
+            egress.renew(clock.lease(61, tunnel="wg"))
             await asyncio.gather(*(egress.resolve(NAME) for _ in range(20)))
             await egress.resolve(NAME)
             assert len(far.questions) == 2, "one for each family"
             clock.ns += 60_000_000_000
             await egress.resolve(NAME)
             assert len(far.questions) == 4
+            clock.ns = egress.deadline_ns
             egress.renew(clock.lease(tunnel="wg"))  # the lease had ended meanwhile
             await egress.resolve(NAME)
             assert len(far.questions) == 6, "what was learnt under another lease is forgotten"
@@ -184,5 +187,46 @@ def test_a_lost_tunnel_leaves_nobody_waiting(run: Run) -> None:
             with pytest.raises(DialFailed, match="was lost"):
                 await asking
         assert all(isinstance(one, Connect) for one in far.asked)
+
+    run(main())
+
+
+class _Late(Far):
+    """What lies behind a tunnel of which the lease ends meanwhile."""
+
+    heard: Callable[[str], None]
+
+    def answer(self, wire: bytes, *, may_be_long: bool) -> bytes | None:
+        self.heard("question")
+        return super().answer(wire, may_be_long=may_be_long)
+
+    def connected(self, wanted: Connect) -> socket.socket:
+        self.heard("socket")
+        return super().connected(wanted)
+
+
+@pytest.mark.parametrize(
+    ("moment", "truncates"), [("socket", False), ("question", False), ("question", True)]
+)
+def test_nothing_is_asked_once_a_lease_has_run_out(
+    run: Run, monkeypatch: pytest.MonkeyPatch, moment: str, truncates: bool
+) -> None:
+    """A supervisor that is stopped says nothing of it: only the clock does."""
+    monkeypatch.setattr(resolver, "TRIES_S", (30.0, 30.0))
+
+    async def main() -> None:
+        far = _Late({NAME: ["60 A 10.77.0.80"]}, truncates=truncates)
+        _failing(far)
+        async with packet_tunnel(far, replace(SETUP, addresses=("10.8.0.2/32",))) as (egress, clock):
+
+            def heard(what: str) -> None:
+                if what == moment:
+                    clock.ns = egress.deadline_ns
+
+            far.heard = heard
+            with pytest.raises(DialFailed, match="its lease has run out"):
+                await egress.resolve(NAME)
+        assert len(far.questions) == (1 if moment == "question" else 0)
+        assert len(far.asked) == 1
 
     run(main())

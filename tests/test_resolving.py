@@ -164,6 +164,23 @@ def test_of_several_addresses_only_the_admitted_are_tried(run: Run, tmp_path: Pa
     run(main())
 
 
+def test_an_address_of_another_quota_is_no_second_choice(run: Run, tmp_path: Path) -> None:
+    """A flow draws on the quotas of the address that it began with, and is not carried to another's."""
+    counted = (
+        b'    counted: {to: ["%s/32"], quota: {upload: 1GiB, per: user, every: day}}\nguards:' % HERE.encode()
+    )
+    policy = load(POLICY.replace(b"guards:", counted, 1), "resolving.policy.yaml")
+
+    async def main() -> None:
+        async with there(tmp_path, f"60 A {THERE}", f"60 A {HERE}") as world:
+            world.passing.gate.policy = policy
+            world.far.refused[THERE] = "Network is unreachable"
+            await world.passing.say(named())
+            assert connects(world.far) == [THERE]
+
+    run(main())
+
+
 def test_a_silent_address_does_not_hold_up_the_next(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with there(tmp_path, f"60 A {THERE}", f"60 A {HERE}", "60 AAAA fd77::80") as world:

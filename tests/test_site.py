@@ -44,6 +44,11 @@ rules:
 """
 NEEDS_ADDRESSES = "  - {id: private, match: {to: [10.0.0.0/8]}, at_most: block}\nrules:"
 
+COUNTED = (
+    "define:\n  destinations:\n    bulk: {to: [10.0.0.0/8], quota: {upload: 1MiB, per: user, every: day}}\n"
+)
+SCANNED = "define:\n  destinations:\n    bulk: {to: [b.example, 10.0.0.0/8], scan: [iban]}\n"
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -208,6 +213,11 @@ WRONG = [
         edit(RULES, "rules:", NEEDS_ADDRESSES),
         ("blocks addresses", 'tunnel "hq"', "judges_addresses: true"),
     ),
+    Wrong(
+        "a quota for networks that names would escape",
+        edit(RULES, "define:\n", COUNTED),
+        (f"{RULES}:5:", '"bulk" has networks', 'zone "corporate"', 'tunnel "hq"', "list every name"),
+    ),
 ]  # fmt: skip
 
 
@@ -233,6 +243,15 @@ def test_a_gateway_that_is_trusted_with_addresses_may_have_such_a_policy(file: P
     edit(RULES, "rules:", NEEDS_ADDRESSES)(file.parent)
     edit(YAML, "    kind: mtls\n", "    kind: mtls\n    judges_addresses: true\n")(file.parent)
     assert load_site(file).policy.needs_addresses("corporate")
+
+
+def test_a_gateway_that_is_trusted_with_addresses_does_not_scan_them(file: Path) -> None:
+    edit(RULES, "define:\n", SCANNED)(file.parent)
+    edit(YAML, "    kind: mtls\n", "    kind: mtls\n    judges_addresses: true\n")(file.parent)
+    with pytest.raises(SiteError, match=r'"bulk" has networks, and a scan.* tunnel "hq" resolves it'):
+        load_site(file)
+    edit(RULES, "[b.example, 10", "[a.example, b.example, 10")(file.parent)
+    assert load_site(file), "every name that may go is one of its own"
 
 
 def test_every_problem_of_the_files_is_said_at_once(file: Path) -> None:

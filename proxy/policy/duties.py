@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from proxy.flow import Flow, Missing, Protocol, Verdict
-from proxy.policy.inspected import meet
+from proxy.policy.inspected import meet, narrower
 from proxy.policy.lines import Names, merged, network_bounds, point, sweep
 from proxy.policy.model import (
     MAX_SIZE,
@@ -22,6 +22,7 @@ from proxy.policy.model import (
     Model,
     Rule,
     Scan,
+    To,
 )
 from proxy.policy.reading import Reading
 
@@ -77,6 +78,30 @@ def scan_guard(destination: Destination) -> Guard | None:
         unless=Match(protocol=_SCANNED),
         at_most=Verdict.BLOCK,
         implied=True,
+    )
+
+
+def unseen(model: Model, zone: str) -> list[Destination]:
+    """Destinations of which the duties cannot be kept for named flows of a zone whose addresses nobody here
+    learns: they have networks, and the zone may also go to names that they do not list."""
+    granted = [
+        rule.match.to
+        for rule in model.enforced
+        if rule.verdict is not Verdict.BLOCK and (rule.match.zone is None or zone in rule.match.zone)
+    ]
+    return [
+        destination
+        for destination in model.destinations
+        if (destination.scan or destination.quotas or destination.opaque)
+        and destination.to.networks
+        and not all(_lists(destination, to) for to in granted)
+    ]
+
+
+def _lists(destination: Destination, granted: To | None) -> bool:
+    """Whether every name that is granted is one of the destination's own."""
+    return granted is not None and all(
+        any(narrower(own, name) == name for own in destination.to.names) for name in granted.names
     )
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 from proxy.flow import Verdict
 from proxy.policy.cover import TooHard
+from proxy.policy.duties import unseen
 from proxy.policy.evaluate import Policy
 from proxy.policy.model import REQUEST_ATTRIBUTES, Entry, Match, Rule
 from proxy.policy.prove import Finding, Prover
@@ -190,3 +191,7 @@ def _addresses(policy: Policy, zones: Collection[str]) -> Iterator[tuple[Where, 
         if entry.match.to and entry.match.to.networks:
             for zone in _concerns(entry.match, zones):
                 yield entry.at, f'"{entry.id}" needs addresses, which the tunnel of {zone} does not tell'
+    for zone in zones:
+        for destination in unseen(policy.model, zone):
+            what = f'what "{destination.name}" asks of its networks is not kept for names in zone {zone}'
+            yield destination.at, f"{what}, whose tunnel does not tell their addresses; list names there"

@@ -19,6 +19,7 @@ from test_schemas import SCHEMAS, as_editor, is_valid
 from proxy.flow import FAILED, Flow, Stage, Transfer, TunnelFact, TunnelState, Verdict
 from proxy.policy import Policy, Problems, load
 from proxy.policy.coverage import measure
+from proxy.policy.duties import unseen
 from proxy.policy.duty_diff import compare_duties
 from proxy.policy.facts import make_situation
 from proxy.policy.inspected import Scope, inspected
@@ -324,6 +325,36 @@ def test_the_guide_shows_what_loads() -> None:
         ("card-numbers", "private-keys"), ("projects",)
     )
     assert made.is_opaque(flow(made, host="pinned.bank.example"))
+
+
+@pytest.mark.parametrize(
+    ("destination", "granted", "escapes"),
+    [
+        ("{to: [192.0.2.0/24], quota: {upload: 1MiB, per: user, every: day}}", "code", True),
+        ("{to: [192.0.2.0/24], scan: [iban]}", "code", True),
+        ("{to: [192.0.2.0/24], opaque: true}", "code", True),
+        ("{to: [192.0.2.0/24], scan: [iban]}", "place", False),
+        ("{to: [git.corp.example, 192.0.2.0/24], scan: [iban]}", "code", False),
+        ('{to: ["*.corp.example", 192.0.2.0/24], scan: [iban]}', "code", False),
+        ('{to: ["*.corp.example", 192.0.2.0/24], scan: [iban]}', '"*.other.example"', True),
+        ("{to: [a.example], scan: [iban]}", "code", False),
+        ("{to: [192.0.2.0/24]}", "code", False),
+    ],
+)
+def test_what_networks_ask_is_escaped_by_names_that_they_do_not_list(
+    destination: str, granted: str, escapes: bool
+) -> None:
+    rules = f"rules:\n  - {{id: one, match: {{to: {granted}}}, verdict: tunnel}}\n"
+    made = policy(f"    place: {destination}\n", rules)
+    assert [one.name for one in unseen(made.model, "corporate")] == (["place"] if escapes else [])
+    doubts = [str(one) for one in lint(made, Site(resolved_remotely=["corporate"]))]
+    assert any('"place" asks of its networks is not kept' in line for line in doubts) is escapes
+
+
+def test_a_zone_that_may_go_anywhere_goes_to_names_that_no_destination_lists() -> None:
+    assert unseen(policy(SHARING).model, "corporate")
+    assert not unseen(policy(SHARING, ALL.replace("{}", "{zone: corporate}")).model, "lab")
+    assert not unseen(policy(SHARING, ALL.replace("tunnel", "block")).model, "corporate")
 
 
 def test_a_scan_where_nothing_is_inspected_is_a_doubt() -> None:
