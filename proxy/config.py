@@ -36,12 +36,17 @@ _TOP = (
     "trust",
 )  # fmt: skip
 _LISTENER = ("kind", "address", "zone", "auth", "certificate", "key")
-_TUNNEL = ("kind", "gateway", "server_name", "ca", "pins", "certificate", "key", "judges_addresses")
+_TUNNEL = (
+    "kind", "gateway", "server_name", "ca", "pins", "certificate", "key", "judges_addresses", "must_admit",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """One mtls tunnel. Paths are as the file says them, relative to the file."""
+    """One mtls tunnel. Paths are as the file says them, relative to the file.
+
+    `must_admit` is where the gateway has to let this client, as host:port; empty where that is not said.
+    """
 
     name: str
     host: str | IPAddress
@@ -52,6 +57,7 @@ class Tunnel:
     certificate: Path
     key: Path
     judges_addresses: bool
+    must_admit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +116,7 @@ class Listener:
     @property
     def shown(self) -> str:
         """`address:port`."""
-        return f"[{self.address}]:{self.port}" if self.address.version == 6 else f"{self.address}:{self.port}"
+        return _shown(self.address, self.port)
 
 
 def groups_in(people: Iterable[Person], zone: str, names: Container[str]) -> tuple[str, ...] | None:
@@ -236,13 +242,19 @@ class _Reader:
             else None
         )
         trusted = "judges_addresses" in keys and reading.boolean(keys["judges_addresses"], "judges_addresses")
+        admits = (
+            reading.parsed(keys["must_admit"], f"must_admit of {what}", _gateway)
+            if "must_admit" in keys
+            else None
+        )
         ca, certificate, key = paths
         if gateway is None or ca is None or certificate is None or key is None:
             return None
         host, port = gateway
         return Tunnel(
-            name, host, port, str(server_name or host), ca, pins, certificate, key, trusted or False
-        )
+            name, host, port, str(server_name or host), ca, pins, certificate, key, trusted or False,
+            _shown(*admits) if admits else "",
+        )  # fmt: skip
 
     def _pins(self, node: Node | None, what: str) -> tuple[str, ...]:
         words = self._reading.words(node, f"pins of {what}") if node is not None else ()
@@ -343,6 +355,11 @@ class _Reader:
 def is_name(text: str) -> bool:
     """Whether a zone or a tunnel may be called so."""
     return _NAME.fullmatch(text) is not None
+
+
+def _shown(host: str | IPAddress, port: int) -> str:
+    """`host:port`, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if isinstance(host, IPv6Address) else f"{host}:{port}"
 
 
 def _kind(node: Node) -> str:

@@ -36,6 +36,7 @@ NOBODYS = (
     "0.0.0.0:1"  # the gateway itself (RFC 1122, 3.2.1.3), a port that nothing has: for nobody to be given
 )
 UNKNOWN_QUESTION = frozenset({404, 405, 501})  # who answers so lives, and knows no OPTIONS
+NOT_THERE = frozenset({502, 503, 504})  # the gateway let the client there, and found nobody
 NOTHING_SEEN = Evidence("", 0, broken=False, wrong_peer=False, words="connecting")
 
 
@@ -140,16 +141,18 @@ async def _hold(sock: socket.socket, hold: Hold, context: ssl.SSLContext) -> Non
 async def _probe_for_ever(hold: Hold, context: ssl.SSLContext, supervisor: Link[ToHolder]) -> None:
     """Keep one TLS connection to the gateway and ask it something each period; say what was seen.
 
-    First it is asked for what it must refuse: who says yes to everything keeps no list of its own.
+    First it is asked for what it must refuse, since who says yes to everything keeps no list of its own, and
+    for what the site says that it must admit, since some gateways answer the probe of whom they let nowhere.
     """
     pause_s = hold.probe_every_ms / 1000
     supervisor.send(NOTHING_SEEN)
-    forbids = False
+    judged = False
     while True:
         try:
-            if not forbids:
+            if not judged:
                 await _must_refuse(hold, context)
-                forbids = True
+                await _must_admit(hold, context)
+                judged = True
             await _probe_connection(hold, context, supervisor)
             continue
         except ssl.SSLCertVerificationError as error:
@@ -167,7 +170,7 @@ async def _probe_for_ever(hold: Hold, context: ssl.SSLContext, supervisor: Link[
         except Exception as error:  # whatever a gateway does to it, the probe goes on
             supervisor.send(Evidence("", 0, broken=True, wrong_peer=False, words=_in_words(error)))
             await asyncio.sleep(pause_s)
-        forbids = False
+        judged = False
 
 
 async def _must_refuse(hold: Hold, context: ssl.SSLContext) -> None:
@@ -178,6 +181,20 @@ async def _must_refuse(hold: Hold, context: ssl.SSLContext) -> None:
             raise YesToAll(
                 f"the gateway says yes to everything, also to what is nobody's (CONNECT {NOBODYS}): "
                 "have it refuse what is not to be reached"
+            )
+
+
+async def _must_admit(hold: Hold, context: ssl.SSLContext) -> None:
+    """Raises PeerBroken where the gateway does not let this client to where it must."""
+    place = hold.tunnel.must_admit
+    if not place:
+        return
+    async with _connection(hold, context) as (reader, writer):
+        answer = await _ask(hold, reader, writer, f"CONNECT {place}", place)
+        if not (200 <= answer.status <= 299 or answer.status in NOT_THERE):
+            raise PeerBroken(
+                f"the gateway answers CONNECT {place} with {answer.status}, and must admit it: "
+                "is this client's certificate allowed?"
             )
 
 

@@ -226,6 +226,7 @@ def setup_of(tunnel: AnyTunnel) -> TunnelSetup:
             tunnel.server_name,
             tunnel.pins,
             tunnel.judges_addresses,
+            must_admit=tunnel.must_admit,
         )
     packets = PacketSetup(
         tuple(map(str, tunnel.addresses)),

@@ -39,6 +39,7 @@ tunnels:
     certificate: me.crt
     key: me.key
     judges_addresses: true
+    must_admit: "[2001:db8::5]:443"
 people:
   ana: {{zones: [corporate, personal], groups: [staff]}}
   "@dev": {{zones: corporate, groups: dev}}
@@ -80,6 +81,7 @@ def test_a_good_file() -> None:
         server_name="branch.corp.example",
         certificate=at / "me.crt",
         judges_addresses=True,
+        must_admit="[2001:db8::5]:443",
     )
     assert found == Site(
         FILE,
@@ -156,6 +158,9 @@ WRONG = [
     Wrong("a pin twice", f'["{PIN}"]', f'["{PIN}", "{PIN}"]', "is written twice"),
     Wrong("no key", "    key: me.key\n  branch", "  branch", 'tunnel "hq" has no "key"'),
     Wrong("yes is no truth", "judges_addresses: true", "judges_addresses: yes", "judges_addresses"),
+    Wrong(
+        "what must be admitted has no port", '"[2001:db8::5]:443"', "corp.example", "needs a host and a port"
+    ),
     Wrong("a tunnel that is not there", "[hq, branch]", "[hq, brunch]", 'did you mean "branch"?'),
     Wrong("an audit that is none", "audit: counts", "audit: none", "audit of zone"),
     Wrong(
@@ -209,7 +214,7 @@ def test_problems_are_told_together_and_have_lines() -> None:
     with pytest.raises(Problems) as caught:
         site(text)
     lines = sorted(problem.line for problem in caught.value.problems)
-    assert lines == [4, 9, 28]
+    assert lines == [4, 9, 29]
 
 
 def test_a_tunnel_with_a_problem_is_not_called_unknown_as_well() -> None:

@@ -325,6 +325,31 @@ def test_who_says_yes_to_everything_is_a_wrong_peer_and_never_asked_again_for_li
     run(main())
 
 
+@pytest.mark.parametrize("status", [200, 403, 407, 400, 502, 503])
+def test_a_gateway_that_must_admit_something_and_does_not_is_broken(site: Site, status: int) -> None:
+    """Although it answers the probe of everybody. That nobody is there is the same as yes."""
+    asked = []
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while request := await reader.readuntil(b"\r\n\r\n"):
+            asked.append(request.partition(b"\r\n")[0])
+            told = b"HTTP/1.1 %d\r\n\r\n" % status
+            await say(writer, told if request.startswith(b"CONNECT") else NO_CONTENT)
+
+    async def main() -> None:
+        setup = replace(SETUP, must_admit="intranet.example:443")
+        async with (
+            gateway(site.for_server(), behave) as port,
+            holder(site, replace(setup, port=port)) as held,
+        ):
+            seen = await held.news()
+            assert seen.broken is (status in (400, 403, 407)) and not seen.wrong_peer
+            assert seen.answered_ns or f"CONNECT intranet.example:443 with {status}" in seen.words
+            assert asked[0] == b"CONNECT intranet.example:443 HTTP/1.1"
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     "said", [b"HTTP/1.1 501 No\r\nConnection: close\r\n\r\n", b"HTTP/1.0 200 OK\r\n\r\n"]
 )

@@ -32,7 +32,8 @@ class PacketSetup:
 class TunnelSetup:
     """One tunnel, as holder and worker need it. Host names and pins; no key.
 
-    `server_name` and `judges_addresses` are of an mtls tunnel, `packets` of one that carries packets.
+    `server_name`, `judges_addresses` and `must_admit` (host:port, or nothing) are of an mtls tunnel,
+    `packets` of one that carries packets.
     """
 
     name: str
@@ -43,6 +44,7 @@ class TunnelSetup:
     judges_addresses: bool
     kind: str = "mtls"
     packets: PacketSetup | None = None
+    must_admit: str = ""
 
 
 @dataclass(frozen=True, slots=True)

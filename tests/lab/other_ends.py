@@ -28,11 +28,13 @@ SHOWN = "/etc/zonegate-gateway"
 class Software:
     """A gateway's programs: each block of the page with its file and the command that runs it.
 
+    `reload` is how it takes another CRL, in the words of the page; one that goes on is a program of its own.
     `probe_refuses` is whether another device of the same CA is refused as soon as it probes.
     """
 
     name: str
     programs: Mapping[str, tuple[str, ...]]
+    reload: tuple[str, ...]
     user: str
     probe_refuses: bool
 
@@ -47,23 +49,37 @@ SOFTWARE = (
             "tinyproxy": ("tinyproxy", "-d", "-c", "{file}"),
             "haproxy": ("haproxy", "-db", "-f", "{file}"),
         },
+        ("haproxy", "-db", "-f", "{file}", "-sf", "{pid}"),
         "root",
-        True,
+        probe_refuses=True,
     ),
-    Software("apache2", {"apache": ("apache2", "-D", "FOREGROUND", "-f", "{file}")}, "root", False),
-    Software("squid", {"squid": ("squid", "-N", "-f", "{file}")}, "proxy", False),
+    Software(
+        "apache2",
+        {"apache": ("apache2", "-D", "FOREGROUND", "-f", "{file}")},
+        ("apache2", "-f", "{file}", "-k", "graceful"),
+        "root",
+        probe_refuses=False,
+    ),
+    Software(
+        "squid",
+        {"squid": ("squid", "-N", "-f", "{file}")},
+        ("squid", "-f", "{file}", "-k", "reconfigure"),
+        "proxy",
+        probe_refuses=False,
+    ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """Client certificates: the one that is let in, and those that must not be."""
+    """Client certificates: the one that is let in, those that must not be, and one that is revoked later."""
 
     good: Issued
     another: Issued
     rogue: Issued
     expired: Issued
     revoked: Issued
+    leaver: Issued
 
 
 def devices(world: World) -> Devices:
@@ -74,6 +90,7 @@ def devices(world: World) -> Devices:
         issue_client(authority, "device2", now=now),
         issue_client(make_authority("Lab CA", now=now), "device1", now=now),
         issue_client(authority, "device1", now=now - timedelta(days=9), days=8),
+        issue_client(authority, "device1", now=now),
         issue_client(authority, "device1", now=now),
     )
 
@@ -88,16 +105,14 @@ class OtherEnd:
         self._files(known)
         self._mounts = self._with_hosts()
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._leaving: list[subprocess.Popen[bytes]] = []  # they serve what was open when they were replaced
 
     def _files(self, known: Devices) -> None:
         names, there = self.world.names, self.directory
         certificates.write_issued(names.server, there, "gateway")
         (there / "ca.crt").write_text(names.authority.pem)
         (there / "gateway.pem").write_bytes(names.server.pem.encode() + names.server.key_pem)
-        revoked = [known.revoked.certificate]
-        (there / "crl.pem").write_bytes(
-            certificates.revocation_list(names.authority, revoked, now=datetime.now(UTC), days=30)
-        )
+        self._revoke(known.revoked)
         for language in self.software.programs:
             (there / f"{language}.conf").write_text(self._configuration(language))
         for path in (there, *there.iterdir()):
@@ -135,6 +150,28 @@ class OtherEnd:
                 self._processes.append(kernel.start(place, words, stdout=said, stderr=said))
         kernel.until(f"{self.software} listens", self._listens)
 
+    def _revoke(self, *devices: Issued) -> None:
+        revoked = [device.certificate for device in devices]
+        authority, now = self.world.names.authority, datetime.now(UTC)
+        (self.directory / "crl.pem").write_bytes(
+            certificates.revocation_list(authority, revoked, now=now, days=30)
+        )
+
+    def reload(self, *revoked: Issued) -> None:
+        """Give it a CRL with these on it."""
+        self._revoke(*revoked)
+        last = self._processes[-1]
+        file = self.directory / f"{list(self.software.programs)[-1]}.conf"
+        words = [word.format(file=file, pid=last.pid) for word in self.software.reload]
+        there = Place(self.world.corp, self._mounts)
+        if "{pid}" not in self.software.reload:
+            done = kernel.run(there, words)
+            assert done.code == 0, done
+            return
+        with (self.directory / "said").open("ab") as said:
+            self._leaving.append(self._processes.pop())
+            self._processes.append(kernel.start(there, words, stdout=said, stderr=said))
+
     def _listens(self) -> bool:
         ended = [process.args for process in self._processes if process.poll() is not None]
         assert not ended, (ended, (self.directory / "said").read_text())
@@ -143,11 +180,12 @@ class OtherEnd:
 
     def end(self) -> None:
         """Kill its programs and what they started."""
-        for process in self._processes:
+        for process in (*self._processes, *self._leaving):
             below = kernel.descendants(process.pid)
             kernel.end(process)
             kernel.signal_all(below, 9)
         self._processes.clear()
+        self._leaving.clear()
 
     def close(self) -> None:
         """End it for good."""
@@ -183,8 +221,13 @@ class ManyTunnels(Gate):
         )
         foreign = issue_server(names.authority, [SERVER_NAME], now=now).pin
         rows: dict[str, dict[str, object]] = {
-            "hq": {},
+            "hq": {"must_admit": "intranet.corp.example:80"},
             "device2": {"certificate": "device2.crt", "key": "device2.key"},
+            "asked": {
+                "certificate": "device2.crt",
+                "key": "device2.key",
+                "must_admit": "intranet.corp.example:80",
+            },
             "wrong-name": {"server_name": "other.corp.example"},
             "wrong-pin": {"pins": [foreign]},
             "wrong-ca": {"ca": "rogue.crt"},

@@ -10,7 +10,7 @@ import pytest
 
 from lab import kernel
 from lab.conftest import AS_ROOT, OTHER_PORT, WITHOUT, NewGate
-from lab.gate import Settings, remove
+from lab.gate import Gate, Settings, remove
 from lab.kernel import Place
 from lab.other_ends import SOFTWARE, Devices, ManyTunnels, OtherEnd, Software, devices
 from lab.servers import digest
@@ -72,7 +72,10 @@ def test_who_is_let_in(end: OtherEnd, known: Devices, tmp_path_factory: pytest.T
 
 
 def test_ends_that_do_not_fit(gate: ManyTunnels, end: OtherEnd) -> None:
-    """Another name, another key, another CA; and a device that it does not let in."""
+    """Another name, another key, another CA; and a device that it does not let in.
+
+    Where such a device is answered when it probes, `must_admit` shows it; without, its tunnel is attested.
+    """
     for name, words in (
         ("wrong-name", "Hostname mismatch"),
         ("wrong-pin", "which is not pinned"),
@@ -86,11 +89,39 @@ def test_ends_that_do_not_fit(gate: ManyTunnels, end: OtherEnd) -> None:
         )
     else:
         kernel.until("device2 is attested", lambda: _in_state(gate, "device2", "attested"))
+        assert "answers CONNECT intranet.corp.example:80 with 403" in kernel.until(
+            "device2 that asks is down", lambda: _in_state(gate, "asked", "down")
+        )
 
 
 def _in_state(gate: ManyTunnels, tunnel: str, state: str) -> str:
     told = gate.status()["tunnels"][tunnel]
     return str(told["words"]) if told["state"] == state else ""
+
+
+def test_a_device_is_revoked(gate: ManyTunnels, end: OtherEnd, known: Devices, world: World) -> None:
+    """A CRL and a reload: its tunnel is down, its open flow cut, nothing new let in; others are served."""
+    host = world.host("root")
+    settings = Settings(without=WITHOUT, gateway=f"{GATEWAY}:{OTHER_PORT}")
+    leaving = Gate(host, f"leaving-{end.software}", settings)
+    for file in ("device1.crt", "device1.key"):
+        (leaving.directory / file).unlink()
+    certificates.write_issued(known.leaver, leaving.directory, "device1")
+    try:
+        leaving.start().attested()
+        goes = leaving.bubble("curl", "-sSN", f"{URL}/drip")
+        assert goes.says("drip", 60), "a control: it is let in until it is revoked"
+        end.reload(known.revoked, known.leaver)
+        kernel.until("it is refused", lambda: "refused this client" in leaving.tunnel()["words"], 60)
+        kernel.until("its flow is cut", lambda: goes.lines() and goes.process.poll(), 60)
+        assert "tunnel hq is not proved" in leaving.run("curl", "-sS", "-m", "30", f"{URL}/").out
+        kernel.until(
+            "another is served",
+            lambda: gate.run("curl", "-sS", "-m", "10", f"{URL}/").out == "the intranet\n",
+            60,
+        )
+    finally:
+        remove(leaving)
 
 
 def test_it_is_restarted(gate: ManyTunnels, end: OtherEnd) -> None:
