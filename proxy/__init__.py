@@ -24,6 +24,7 @@ pyproject.toml, and this is what it is about):
     tunnels/, renewal, expiry              a holder's evidence, judged; their certificates, kept new
     held, tunnel_orders                    what is held down by hand
     ip_packets, datagrams, exchange, quic  UDP: packets of our own, the table, the carrier, QUIC's names
+    visitor, hearing, recording            whose flow it is, the gate's answer to it, what is written down
     datagram_passage, captured_datagrams   the way of one exchange; a bubble's datagrams
     passage, captured, explicit/           the way of one flow; a bubble's ingress; HTTP proxy and SOCKS5
     listeners, passwords, private          explicit listeners as bound; files of logins; keys as files

@@ -24,7 +24,8 @@ from proxy.datagram_passage import DatagramPassage
 from proxy.flow import Flow, IPAddress, Refusal
 from proxy.gate import gate_refusal
 from proxy.names import BubbleNames, DatagramNames, stream_names
-from proxy.passage import Passage, Visitor
+from proxy.passage import Passage
+from proxy.visitor import Visitor
 
 ACCEPTED_PER_TURN = 64
 MAX_NAME_STREAMS = 64

@@ -25,9 +25,9 @@ from proxy.flow import Flow, IPAddress, Refusal
 from proxy.gate import gate_refusal
 from proxy.ip_packets import MAX_PAYLOAD, End, datagram, refusal
 from proxy.names import BubbleNames
-from proxy.passage import Visitor
 from proxy.relay import End as Why
 from proxy.relay import Ending
+from proxy.visitor import Visitor
 
 MOST = 4096  # exchanges of one bubble
 PER_TURN = 64

@@ -13,7 +13,6 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from proxy import quic
-from proxy.audit import AuditUnwritable
 from proxy.egress import DialFailed, Egress
 from proxy.exchange import Exchange
 from proxy.flow import Because, Flow, Missing, Origin, Protocol, Refusal
@@ -29,9 +28,10 @@ from proxy.gate import (
     gate_refusal,
 )
 from proxy.packet_egress import PacketEgress
-from proxy.passage import Passage, Visitor
-from proxy.relay import End, Ending
+from proxy.passage import Passage
+from proxy.relay import Counts, End, Ending
 from proxy.resolving import resolve
+from proxy.visitor import Visitor
 
 HELLO_LIMIT_S = 2.0
 HAS_QUOTA = gate_refusal("quota", "what draws on a quota goes by no datagrams", "use TCP")
@@ -62,14 +62,14 @@ class DatagramPassage:
             refusal = await self._carry(exchange, flow, answer, visitor, number)
         else:
             refusal = answer
-            self._passage.record_refusal(refusal, flow, visitor, number)
+            self._passage.recorder.refused(refusal, flow, visitor, number)
         if refusal is not None:
             exchange.refuse()
 
     def refuse(self, exchange: Exchange, flow: Flow, refusal: Refusal, visitor: Visitor) -> None:
         """Record and show a refusal that was known before the gate was asked."""
         flow = replace(flow, transport=Protocol.UDP, protocol=Protocol.UDP)
-        self._passage.record_refusal(refusal, flow, visitor, self._passage.number())
+        self._passage.recorder.refused(refusal, flow, visitor, self._passage.number())
         exchange.refuse()
 
     async def _judge(self, flow: Flow) -> tuple[Admission | Refusal, Flow]:
@@ -102,23 +102,20 @@ class DatagramPassage:
     async def _carry(
         self, exchange: Exchange, flow: Flow, admission: Admission, visitor: Visitor, number: str
     ) -> Refusal | None:
-        passage, egress, grant = self._passage, admission.egress, admission.grant
+        recorder, egress, grant = self._passage.recorder, admission.egress, admission.grant
         if isinstance(flow.address, Missing) or not isinstance(egress, PacketEgress):
             return gate_refusal("undecided", "its address is not known")
-        record = passage.verdict(flow, visitor, number, admission.judgement.because, admission)
-        try:
-            passage.records.verdict(record)
-        except AuditUnwritable as error:
-            passage.tallies.refused += 1
-            return gate_refusal("no-record", f"nothing can be recorded: {error}", "make room on the disk")
-        started = time.monotonic()
+        record = recorder.admitted(admission, flow, visitor, number)
+        if isinstance(record, Refusal):
+            return record
+        began_s = time.monotonic()
         try:
             upstream = await egress.open_socket("udp", flow.address, flow.port)
         except DialFailed as error:
-            passage.record_end(record, 0, 0, started, f"could not be dialled: {error}")
+            recorder.ended(record, Counts(), began_s, f"could not be dialled: {error}")
             return Refusal(Because(Origin.GATE, "tunnel", str(error)), TUNNEL_CURE, egress.name)
         except asyncio.CancelledError:
-            passage.record_end(record, 0, 0, started, "cut by the gate while dialling")
+            recorder.ended(record, Counts(), began_s, "cut by the gate while dialling")
             raise
         entry = OpenFlow(
             id=number,
@@ -131,12 +128,12 @@ class DatagramPassage:
             duties=admission.policy.duties(flow),
         )
         why = "no longer admitted when it was dialled"
-        if not egress.admits(grant) or not passage.is_admitted(entry, admission):
+        if not egress.admits(grant) or not self._passage.is_admitted(entry, admission):
             upstream.close()
-            passage.record_end(record, 0, 0, started, why)
+            recorder.ended(record, Counts(), began_s, why)
             return gate_refusal("not-admitted", why)
         self._table.add(entry)
-        passage.tallies.admitted += 1
+        recorder.tallies.admitted += 1
         try:
             exchange.begin(upstream, lambda: egress.admits(grant), admission.judgement.budgets, entry.counts)
             why = str(await asyncio.shield(exchange.ended))
@@ -146,9 +143,8 @@ class DatagramPassage:
         finally:
             exchange.end(Ending(End.CUT))
             self._table.remove(entry)
-            counts = entry.counts
             why = f"{End.CUT}: {entry.cut_because}" if entry.cut_because else why
-            passage.record_end(record, counts.uploaded, counts.downloaded, started, why)
+            recorder.ended(record, entry.counts, began_s, why)
         return None
 
 

@@ -16,7 +16,7 @@ from proxy.flow import Flow, Missing, Protocol, Refusal
 from proxy.gate import gate_refusal
 from proxy.link import Link
 from proxy.messages.inspection import TakeOver, WantInspector
-from proxy.passage import Visitor
+from proxy.visitor import Visitor
 
 START_LIMIT_S = 15.0
 CURE = "try again; see `zonegate status`"

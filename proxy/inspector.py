@@ -26,7 +26,7 @@ from proxy.leaves import Leaves
 from proxy.link import Link
 from proxy.messages.inspection import Prepare, TakeFrom, TakeOver
 from proxy.messages.worker import TO_WORKER, Configure, ToWorker
-from proxy.passage import Visitor
+from proxy.visitor import Visitor
 from proxy.worker import Worker, run, utc_now
 
 MEMORY_BYTES = 1 << 30
@@ -110,7 +110,7 @@ class Inspector(Worker):
             raise ValueError("a flow has a destination")
         visitor = Visitor(message.bubble, message.enforcement)
         judging = Judging(
-            self._gate, self._table, self._records, self._passage.tallies, utc_now,
+            self._gate, self._table, self._passage.recorder, utc_now,
             flow=flow, visitor=visitor, number=message.number, accounts=self._accounts,
         )  # fmt: skip
         destination = Destination(host, message.port, flow.protocol is Protocol.HTTPS)

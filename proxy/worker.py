@@ -71,11 +71,12 @@ from proxy.messages.worker import (
 from proxy.mtls_egress import MtlsEgress
 from proxy.names import BubbleNames
 from proxy.packet_egress import PacketEgress
-from proxy.passage import Passage, Visitor
+from proxy.passage import Passage
 from proxy.policy import Problems, load
 from proxy.private import private_files
 from proxy.purse import Accounts
 from proxy.replacement import let_go, load_beside
+from proxy.visitor import Visitor
 
 REPORT_EVERY_S = 1.0
 OTHER_DESCRIPTORS = 1024
@@ -376,7 +377,7 @@ class Worker:
         asked_for_segment = False
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
-            tallies = self._passage.tallies
+            tallies = self._passage.recorder.tallies
             self._link.send(
                 Report(
                     open_flows=len(self._table),

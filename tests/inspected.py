@@ -34,9 +34,10 @@ from proxy.inspection.judging import Judging
 from proxy.inspection.tls import TlsSides
 from proxy.inspection_ca import Intermediate
 from proxy.leaves import Leaves
-from proxy.passage import Tallies, Visitor
 from proxy.policy import load
 from proxy.purse import Accounts
+from proxy.recording import Recorder
+from proxy.visitor import Visitor
 
 NAME, LIMIT_S = "site.example", 50.0
 POLICY = b"""
@@ -140,7 +141,6 @@ class World:
     tls_sides: TlsSides
     handlers: list[InspectedConnection] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    tallies: Tallies = field(default_factory=Tallies)
     accounts: Accounts | None = None
     numbers: Any = field(default_factory=lambda: itertools.count(1))
     name: str = NAME
@@ -158,8 +158,9 @@ class World:
             protocol=Protocol.HTTPS if self.tls else Protocol.HTTP,
         )
         client = PlainChannel(theirs)
+        recorder = Recorder(self.gate, self.segment, lambda: datetime.now(UTC))
         judging = Judging(
-            self.gate, self.table, self.segment, self.tallies, lambda: datetime.now(UTC),
+            self.gate, self.table, recorder, lambda: datetime.now(UTC),
             flow=replace(flow, **changes), visitor=VISITOR, number=f"f{next(self.numbers)}",
             accounts=self.accounts,
         )  # fmt: skip

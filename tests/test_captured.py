@@ -25,7 +25,8 @@ from proxy.channel import Backlog, Channel
 from proxy.crew import Bubble
 from proxy.flow import NEVER, Flow, IPAddress, Refusal
 from proxy.names import BubbleNames
-from proxy.passage import Passage, Visitor
+from proxy.passage import Passage
+from proxy.visitor import Visitor
 
 VISITOR = Visitor("0-0123456789ab", "structural")
 

@@ -34,8 +34,9 @@ from proxy.flow_table import FlowTable
 from proxy.gate import Gate
 from proxy.names import BubbleNames
 from proxy.packet_egress import PacketEgress
-from proxy.passage import Passage, Visitor
+from proxy.passage import Passage
 from proxy.policy import load
+from proxy.visitor import Visitor
 
 VISITOR = Visitor("0-0123456789ab", "structural")
 NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)

@@ -15,7 +15,7 @@ from proxy.channel import PlainChannel
 from proxy.flow import NEVER, Flow, Protocol, Refusal
 from proxy.handing_over import HandingOver
 from proxy.messages.inspection import TakeOver, WantInspector
-from proxy.passage import Visitor
+from proxy.visitor import Visitor
 
 FLOW = Flow(
     zone="corporate",

@@ -20,16 +20,17 @@ from first_words import hello, request
 from leased import Leased, leased
 from loopback import LOOPS, Run, Site, pair, read_all, runner
 
-from proxy import passage
+from proxy import hearing
 from proxy.audit import AuditUnwritable, EndRecord, Record, Segment, Tally, VerdictRecord, decode
-from proxy.channel import PlainChannel, Reset
+from proxy.channel import PlainChannel, Reset, lingering
 from proxy.flow import NEVER, Flow, Protocol, Verdict
 from proxy.flow_table import FlowTable
 from proxy.gate import Admission, Gate, gate_refusal
-from proxy.passage import Passage, Visitor
+from proxy.passage import Passage
 from proxy.policy import load
 from proxy.policy.model import Quota
 from proxy.purse import Accounts, Got
+from proxy.visitor import Visitor
 
 POLICY = b"""
 policy: 1
@@ -122,7 +123,7 @@ def world(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     @asynccontextmanager
     async def make(port_means: Protocol | None = None, serve: Any = echo) -> AsyncIterator[World]:
         async with leased(site, tmp_path) as tunnel, destination(serve) as port:
-            monkeypatch.setattr(passage, "BY_PORT", {port: port_means} if port_means else {})
+            monkeypatch.setattr(hearing, "BY_PORT", {port: port_means} if port_means else {})
             there = World(tunnel, port, tmp_path / "records")
             try:
                 yield there
@@ -176,7 +177,7 @@ def test_what_is_admitted_is_carried_whole_and_recorded_twice(run: Run, world: M
             assert (verdict.peer, verdict.proof_age_s) == (there.tunnel.end.site.server.pin, 0.0)
             assert (end.of, end.why) == (verdict, "finished by both ends")
             assert (end.bytes_up, end.bytes_down) == (len(case.says), len(case.says))
-            tallies = there.passage.tallies
+            tallies = there.passage.recorder.tallies
             assert (tallies.admitted, tallies.refused) == (1, 0)
             assert (tallies.bytes_up, tallies.bytes_down) == (len(case.says), len(case.says))
             assert len(there.table) == 0
@@ -284,7 +285,7 @@ def test_what_is_refused_is_recorded_and_shown_and_never_dialled(
             assert (verdict.verdict, verdict.because.id) == (Verdict.BLOCK, case.because)
             assert (verdict.tunnel, verdict.peer) == (None, None)
             assert len(there.records()) == 1
-            assert (there.tunnel.holder.dials, there.passage.tallies.refused) == (0, 1)
+            assert (there.tunnel.holder.dials, there.passage.recorder.tallies.refused) == (0, 1)
 
     run(main())
 
@@ -303,7 +304,7 @@ def test_a_refusal_reaches_a_client_that_goes_on_sending(run: Run, world: Make) 
 def test_a_client_that_never_ends_does_not_keep_its_refusal_open(
     run: Run, world: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passage, "LINGER_S", 0.05)
+    monkeypatch.setattr(lingering, "LINGER_S", 0.05)
 
     async def main() -> None:
         async with world(Protocol.HTTP) as there:
@@ -315,7 +316,7 @@ def test_a_client_that_never_ends_does_not_keep_its_refusal_open(
 def test_a_silent_client_is_not_waited_for_for_ever(
     run: Run, world: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passage, "FIRST_BYTES_LIMIT_S", 0.05)
+    monkeypatch.setattr(hearing, "FIRST_BYTES_LIMIT_S", 0.05)
 
     async def main() -> None:
         async with world(Protocol.HTTP) as there:
@@ -328,8 +329,8 @@ def test_a_silent_client_is_not_waited_for_for_ever(
 def test_who_may_be_waiting_for_the_server_is_not_kept_waiting_for_a_refusal(
     run: Run, world: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passage, "FIRST_BYTES_LIMIT_S", 3600)
-    monkeypatch.setattr(passage, "UNKNOWN_PORT_LIMIT_S", 0.01)
+    monkeypatch.setattr(hearing, "FIRST_BYTES_LIMIT_S", 3600)
+    monkeypatch.setattr(hearing, "UNKNOWN_PORT_LIMIT_S", 0.01)
 
     async def main() -> None:
         async with world() as there:
@@ -390,11 +391,11 @@ class Unwritable(Tally):
 def test_without_a_record_there_is_no_flow_and_it_is_said(run: Run, world: Make) -> None:
     async def main() -> None:
         async with world(Protocol.HTTP) as there:
-            there.passage.records = Unwritable()
+            there.passage.recorder.records = Unwritable()
             shown = await there.say(there.flow("web"), request())
             assert shown.startswith(AWAY) and b"nothing can be recorded: the disk is full" in shown
             assert there.tunnel.holder.dials == 0
-            assert (there.passage.tallies.admitted, there.passage.tallies.refused) == (0, 1)
+            assert (there.passage.recorder.tallies.admitted, there.passage.recorder.tallies.refused) == (0, 1)
 
     run(main())
 
@@ -417,7 +418,7 @@ def test_the_verdict_is_on_the_disk_before_anything_is_dialled(run: Run, world: 
 def test_a_refusal_is_a_refusal_also_when_it_cannot_be_recorded(run: Run, world: Make) -> None:
     async def main() -> None:
         async with world(Protocol.HTTP) as there:
-            there.passage.records = Unwritable()
+            there.passage.recorder.records = Unwritable()
             assert (await there.say(there.flow("nobody"), request())).startswith(PAGE)
 
     run(main())
@@ -430,7 +431,7 @@ def test_an_end_that_cannot_be_recorded_cuts_nothing(run: Run, world: Make) -> N
 
     async def main() -> None:
         async with world(Protocol.HTTP) as there:
-            there.passage.records = NoEnds()
+            there.passage.recorder.records = NoEnds()
             assert await there.say(there.flow("web"), request()) == request()
 
     run(main())
@@ -529,7 +530,7 @@ def test_what_changes_between_the_judgement_and_the_first_byte(run: Run, world: 
             assert (heard, there.was_reset) == (b"" if case.lost else b"secret", case.lost)
             assert got == ([] if case.lost else [b"secret"])
             assert there.end().why == (CHANGED if case.lost else "finished by both ends")
-            assert there.passage.tallies.admitted == (0 if case.lost else 1)
+            assert there.passage.recorder.tallies.admitted == (0 if case.lost else 1)
 
     run(main())
 
@@ -656,7 +657,7 @@ def test_first_words_that_disprove_the_flow_reach_nobody(run: Run, world: Make, 
 def test_a_tally_keeps_neither_names_nor_addresses(run: Run, world: Make) -> None:
     async def main() -> None:
         async with world() as there:
-            tally = there.passage.records = Tally()
+            tally = there.passage.recorder.records = Tally()
             await there.say(there.flow(), b"hello")
             await there.say(there.flow("nobody"), b"")
             assert (tally.flows[Verdict.TUNNEL], tally.flows[Verdict.BLOCK]) == (1, 1)

@@ -27,8 +27,9 @@ from proxy.flow_table import FlowTable
 from proxy.gate import Admission, Gate, NeedsAddress
 from proxy.messages.worker import Lease
 from proxy.packet_egress import PacketEgress
-from proxy.passage import Passage, Visitor
+from proxy.passage import Passage
 from proxy.policy import load
+from proxy.visitor import Visitor
 
 POLICY = b"""
 policy: 1

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import assert_never
 
 from proxy.addresses import parse_host
+from proxy.channel.lingering import tell
 from proxy.channel.plain import Channel
 from proxy.config import ANONYMOUS
 from proxy.explicit.exchange import Answering
@@ -19,7 +20,6 @@ from proxy.explicit.logins import TOO_MANY, Login
 from proxy.explicit.web import Guest, House
 from proxy.flow import IPAddress, Refusal
 from proxy.gate import gate_refusal
-from proxy.passage import tell
 from proxy.refusals import Notice
 
 HANDSHAKE_LIMIT_S = 10.0

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from proxy.channel.head import BadHead, Head, read_head
+from proxy.channel.lingering import tell
 from proxy.channel.plain import Channel
 from proxy.config import ANONYMOUS
 from proxy.explicit.exchange import HEAD_BYTES, HEAD_FIELDS, Answering, Exchange
@@ -23,8 +24,9 @@ from proxy.explicit.logins import TOO_MANY, Login, Logins
 from proxy.explicit.requests import BadRequest, Request, parse_request
 from proxy.flow import Flow, IPAddress, Protocol, Refusal
 from proxy.gate import gate_refusal
-from proxy.passage import Passage, Visitor, tell
+from proxy.passage import Passage
 from proxy.refusals import Notice
+from proxy.visitor import Visitor
 
 REQUEST_LIMIT_S, IDLE_LIMIT_S = 10.0, 60.0
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"

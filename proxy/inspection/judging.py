@@ -6,29 +6,28 @@ and no task.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from proxy.audit import AuditUnwritable, EndRecord, Segment, Tally, VerdictRecord
+from proxy.audit import VerdictRecord
 from proxy.egress import Egress, Grant
 from proxy.flow import FAILED, UNKNOWN, Because, Budget, Flow, Origin, Refusal, Transfer
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import Admission, Gate, Inspect, gate_refusal
 from proxy.inspection.heads import Answered, Asked
 from proxy.inspection.scans import Scanning, scan_refusal, scanning_of
-from proxy.passage import Tallies, Visitor, verdict_record
 from proxy.policy import Policy
 from proxy.purse import Accounts, Pocket, pocket_of
+from proxy.recording import Recorder
 from proxy.relay import Counts, tightest
 from proxy.scanning.sieve import Stopped
+from proxy.visitor import Visitor
 
 # What only the answer to a request tells: a request may go on while no more than this is open.
 _TOLD_BY_THE_ANSWER = frozenset({"content_type", "size"})
 MAX_PATH = 200
-NO_RECORD_CURE = "make room on the disk"
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +42,7 @@ class Exchange:
     entry: OpenFlow
     waits: bool  # its verdict waits for what it is answered with
     budgets: dict[Transfer, Budget] = field(default_factory=dict)
-    began: float = field(default_factory=time.monotonic)
+    began_s: float = field(default_factory=time.monotonic)
     refused: Refusal | None = None
     over: bool = False
     scanning: Scanning | None = None
@@ -108,8 +107,7 @@ class Judging:
         self,
         gate: Gate,
         table: FlowTable,
-        records: Segment | Tally,
-        tallies: Tallies,
+        recorder: Recorder,
         now: Callable[[], datetime],
         *,
         flow: Flow,
@@ -118,8 +116,7 @@ class Judging:
         accounts: Accounts | None = None,
     ) -> None:
         self._pocket = pocket_of(accounts, gate.policy, flow) if accounts else None
-        self._gate, self._table, self._records, self.tallies = gate, table, records, tallies
-        self._now = now
+        self._gate, self._table, self._recorder, self._now = gate, table, recorder, now
         self.reset: Callable[[], None] = lambda: None  # whoever carries the connection says how to end it
         self.flow, self.visitor, self.number = flow, visitor, number
         self._count = 0
@@ -188,17 +185,8 @@ class Judging:
         self, answer: Admission | Inspect, flow: Flow, reference: str, words: str | None
     ) -> VerdictRecord | Refused:
         """Write down that a request, or what it is answered with, may go; what cannot be may not."""
-        record = verdict_record(
-            self._now(), reference, flow, self.visitor, answer.judgement.because, answer.policy.hash,
-            answer.egress.name, answer.grant, words,
-        )  # fmt: skip
-        try:
-            self._records.verdict(record)
-        except AuditUnwritable as error:
-            self.tallies.refused += 1
-            refusal = gate_refusal("no-record", f"nothing can be recorded: {error}", NO_RECORD_CURE)
-            return Refused(refusal, reference)
-        return record
+        written = self._recorder.admitted(answer, flow, self.visitor, reference, words)
+        return Refused(written, reference) if isinstance(written, Refusal) else written
 
     def _admission(self, flow: Flow, asked: Asked) -> tuple[Admission | Inspect | Refusal, Flow]:
         """The gate's answer for all that a request will transfer, and the flow that it was given for."""
@@ -249,7 +237,7 @@ class Judging:
         if self._connection is None:
             self._connection = self._entry(self.number, self.flow, answer)
         entry = self._entry(record.flow, flow, answer)
-        self.tallies.admitted += 1
+        self._recorder.tallies.admitted += 1
         waits = answer.judgement.verdict is None
         found = Exchange(
             asked, flow, answer.egress, answer.grant, record, entry, waits,
@@ -345,20 +333,7 @@ class Judging:
             why = f"cut by the gate: {exchange.refused.because}"
         if exchange.scanning is not None and exchange.scanning.reported:
             why += f"; found and let go: {', '.join(sorted(exchange.scanning.reported))}"
-        counts = exchange.counts
-        self.tallies.bytes_up += counts.uploaded
-        self.tallies.bytes_down += counts.downloaded
-        took_s = round(time.monotonic() - exchange.began, 3)
-        end = EndRecord(
-            at=self._now(),
-            of=exchange.record,
-            bytes_up=counts.uploaded,
-            bytes_down=counts.downloaded,
-            duration_s=took_s,
-            why=why,
-        )
-        with contextlib.suppress(AuditUnwritable):  # the next verdict is denied until one can be written
-            self._records.end(end)
+        self._recorder.ended(exchange.record, exchange.counts, exchange.began_s, why)
 
     def close(self, why: str) -> None:
         """The connection is over."""
@@ -374,13 +349,7 @@ class Judging:
         return f"{self.number}.{self._count}"
 
     def _refuse(self, refusal: Refusal, flow: Flow, reference: str, request: str | None) -> Refused:
-        self.tallies.refused += 1
-        record = verdict_record(
-            self._now(), reference, flow, self.visitor, refusal.because, self._gate.policy.hash,
-            request=request,
-        )  # fmt: skip
-        with contextlib.suppress(AuditUnwritable):  # it is refused anyway; `status` tells the trouble
-            self._records.verdict(record)
+        self._recorder.refused(refusal, flow, self.visitor, reference, request)
         return Refused(refusal, reference)
 
 
