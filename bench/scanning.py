@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import json
 import os
 import random
 import time
 
 from proxy.policy.model import BUILT_IN_PATTERNS, Pattern, Scan
+from proxy.scanning.readings import JSON
 from proxy.scanning.sieve import Body, Sieve
 
 SIZE, PIECE = 16 << 20, 64 << 10
@@ -37,6 +40,8 @@ def main() -> None:
     for name, data in (("text", text), ("numbers", numbers), ("random bytes", os.urandom(SIZE))):
         measure(f"{name}, four patterns", data, everything, Body())
         measure(f"{name}, and fifty words", data, own, Body())
+    measure("text in base64, four patterns", base64.b64encode(text), everything, Body())
+    measure("text as JSON, four patterns", json.dumps(text.decode()).encode(), everything, Body(JSON))
     for pattern in BUILT_IN_PATTERNS:
         measure(f"text, {pattern}", text, Scan((pattern,), ()), Body())
     measure(

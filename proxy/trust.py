@@ -28,7 +28,7 @@ VARIABLES: Mapping[str, Path] = {
     **dict.fromkeys(
         (
             "SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO", "AWS_CA_BUNDLE",
-            "PIP_CERT", "CARGO_HTTP_CAINFO",
+            "PIP_CERT", "CARGO_HTTP_CAINFO", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
         ),
         BUNDLE,
     ),

@@ -362,6 +362,8 @@ async def serve_http2(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     while data := await reader.read(65536):
         for event in core.receive_data(data):
             match event:
+                case h2.events.TrailersReceived():
+                    heard += b"".join(b"behind %s: %s\n" % (key, value) for key, value in event.headers)
                 case h2.events.RequestReceived():
                     heard += b"".join(b"%s: %s\n" % (key, value) for key, value in event.headers)
                     kind = (":status", "200"), ("content-type", "text/plain")

@@ -27,6 +27,17 @@ _MEDIA = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]
 _CONNECTION = frozenset({"", "keep-alive", "close", "upgrade", "te", "http2-settings"})
 # Fields that are one hop's own, or the gate's, and do not go on.
 _OUR_HOP = frozenset({"keep-alive", "proxy-connection", "proxy-authorization", "http2-settings"})
+# What frames, routes, authenticates or changes the meaning of a message comes before its body (RFC 9110,
+# section 6.5.1); whoever joined these to its head would read another request than the one that was judged.
+_NEVER_BEHIND = frozenset(
+    {
+        "authorization", "cache-control", "connection", "content-encoding", "content-length", "content-range",
+        "content-type", "cookie", "expect", "forwarded", "host", "if-match", "if-modified-since",
+        "if-none-match", "if-range", "if-unmodified-since", "keep-alive", "max-forwards", "origin", "pragma",
+        "range", "referer", "te", "trailer", "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+_PREFIXES_NEVER_BEHIND = ("proxy-", "sec-", "x-forwarded-", "x-http-method")
 _DEFAULT_PORTS = {True: 443, False: 80}
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 
@@ -102,8 +113,8 @@ def read_request(
     if of.tokens("connection") - _CONNECTION:
         raise Improper("its Connection names fields that would be lost")
     drop = set(_OUR_HOP)
-    if of.tokens("te") - {"", "trailers"}:
-        drop.add("te")
+    if version == 1 or of.tokens("te") - {"", "trailers"}:
+        drop.add("te")  # trailers do not go through HTTP/1.1
     key = b""
     if of.tokens("upgrade") == {"websocket"}:
         key = _websocket_key(of, version, method, has_body)
@@ -112,6 +123,14 @@ def read_request(
         drop |= {"upgrade"}  # an offer may be ignored (RFC 9110, section 7.8)
     media = _media(of) if has_body else UNKNOWN
     return Asked(method, target, media, size, has_body, frozenset(drop), key, _charset(of), _codings(of))
+
+
+def read_trailers(fields: Fields) -> None:
+    """Look at the fields behind the body of a request. Raises Improper."""
+    of = _checked(fields)
+    for name in of.names():
+        if name in _NEVER_BEHIND or name.startswith(_PREFIXES_NEVER_BEHIND):
+            raise Improper(f'it has "{name:.40}" behind its body, where it does not belong')
 
 
 def read_response(asked: Asked, *, status: int, version: int, fields: Fields) -> Answered:
@@ -149,6 +168,9 @@ class _Of:
 
     def all(self, name: str) -> list[str]:
         return [value for field, value in self._fields if field == name]
+
+    def names(self) -> set[str]:
+        return {field for field, _ in self._fields}
 
     def tokens(self, name: str) -> set[str]:
         """The members of a field that is a list, in lower case."""

@@ -150,7 +150,7 @@ class Hooks:
             )
         except Improper as error:
             return self._judging.improper(str(error))
-        return self._judging.request(asked)
+        return self._judging.request(asked, request.headers.fields)
 
     async def request(self, flow: http.HTTPFlow) -> Go:
         """A request has been sent whole."""

@@ -223,12 +223,17 @@ class JudgedStream(HttpStream):
 
     @staticmethod
     def _frame(event: RequestHeaders, server: Connection) -> None:
-        """A body of HTTP/2 ends with its stream; in HTTP/1 it needs a frame, or it is read as a request."""
+        """A body of HTTP/2 ends with its stream; in HTTP/1 it needs a frame, or it is read as a request.
+
+        There, nobody is asked for trailers either: they would not be passed on.
+        """
         request = event.request
-        framed = event.end_stream or "content-length" in request.headers or server.alpn == b"h2"
-        if request.is_http2 and not framed:
+        framed = event.end_stream or "content-length" in request.headers
+        if request.is_http2 and server.alpn != b"h2":
             event.request = request.copy()
-            event.request.headers["transfer-encoding"] = "chunked"
+            event.request.headers.pop("te", None)
+            if not framed:
+                event.request.headers["transfer-encoding"] = "chunked"
 
     def _reason(self, error: ResponseProtocolError) -> Refused:
         refused = self._refused()
@@ -291,12 +296,14 @@ class JudgedStream(HttpStream):
         yield DropStream(self.stream_id)
 
     def state_stream_request_body(self, event: Any) -> CommandGenerator[None]:
-        if isinstance(event, RequestTrailers):
-            raise TypeError("trailers of a request are not judged and do not go on")
-        if not isinstance(event, RequestData | RequestEndOfMessage):
-            yield from super().state_stream_request_body(event)
-            return
         exchange, last = self._exchange(), isinstance(event, RequestEndOfMessage)
+        if isinstance(event, RequestTrailers):
+            carried = self.context.server.alpn == b"h2"
+            if exchange.may_end_with(event.trailers.fields, carried=carried):
+                yield from super().state_stream_request_body(event)  # they go when the request has ended
+            else:
+                yield from self._stop(event)
+            return
         data = exchange.sift(event.data) if isinstance(event, RequestData) else exchange.sift(b"", last=True)
         allowed = exchange.allow(Transfer.UPLOAD, len(data)) if data else 0
         if data and allowed:
@@ -305,7 +312,11 @@ class JudgedStream(HttpStream):
             if last:
                 yield from super().state_stream_request_body(event)
             return
-        refused = self._rules.exceeded(exchange)
+        yield from self._stop(event)
+
+    def _stop(self, event: events.Event) -> CommandGenerator[None]:
+        """End a request in its middle: with a page, unless its answer has begun."""
+        refused = self._rules.exceeded(self._exchange())
         yield self._give_up()
         if self._begun:
             self._rules.cut(str(refused.refusal.because))

@@ -16,7 +16,7 @@ from proxy.egress import Egress, Grant
 from proxy.flow import FAILED, UNKNOWN, Because, Budget, Flow, Origin, Refusal, Transfer
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import Admission, Gate, Inspect, gate_refusal
-from proxy.inspection.heads import Answered, Asked
+from proxy.inspection.heads import Answered, Asked, Fields, Improper, read_trailers
 from proxy.inspection.scans import Scanning, scan_refusal, scanning_of
 from proxy.policy import Policy
 from proxy.purse import Accounts, Pocket, pocket_of
@@ -76,6 +76,18 @@ class Exchange:
     def sift(self, data: bytes, *, last: bool = False) -> bytes | None:
         """What of a body may go on now, None where it holds what must not."""
         return data if self.scanning is None else self._sifted(self.scanning.sift(data, last=last))
+
+    def may_end_with(self, trailers: Fields, *, carried: bool) -> bool:
+        """Whether fields behind the body may go, to a destination to which any can be `carried`."""
+        try:
+            if not carried:
+                raise Improper("it has trailers, and they do not go through HTTP/1.1")
+            read_trailers(trailers)
+        except Improper as error:
+            self.refused = gate_refusal("improper", str(error))
+            return False
+        stopped = self.scanning.head("", trailers) if self.scanning else None
+        return stopped is None or self._sifted(stopped) is not None
 
     def sift_message(self, content: bytes) -> bool:
         """Whether a message of a WebSocket may go."""
@@ -139,7 +151,7 @@ class Judging:
         """The way of the requests that were let through, None before the first."""
         return self._egress
 
-    def request(self, asked: Asked) -> Exchange | Refused:
+    def request(self, asked: Asked, fields: Fields) -> Exchange | Refused:
         """Judge a request by its head. What may go is on record and in the flow table when this returns."""
         reference = self._reference()
         path = asked.path.partition("?")[0]
@@ -155,7 +167,7 @@ class Judging:
         if (spent := self._without_quota(answer.policy, asked)) is not None:
             return self._refuse(spent, flow, reference, words)
         scanning = scanning_of(answer.policy, flow, asked)
-        if scanning is not None and (stopped := scanning.target(asked.path)) is not None:
+        if scanning is not None and (stopped := scanning.head(asked.path, fields)) is not None:
             return self._refuse(
                 scan_refusal(stopped), flow, reference, asked.method
             )  # not where it was found

@@ -1,4 +1,4 @@
-"""The scan of one request: its target, its body as it passes, or the messages of its WebSocket.
+"""The scan of one request: its head, its body as it passes, or the messages of its WebSocket.
 
 Knows the policy and the sieve; no HTTP library and no connection.
 """
@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 
 from proxy.flow import Flow, Refusal
 from proxy.gate import gate_refusal
-from proxy.inspection.heads import Asked
+from proxy.inspection.heads import Asked, Fields
 from proxy.policy import Policy
 from proxy.policy.model import Pattern, Scan
-from proxy.scanning.sieve import Body, Passed, Sieve, Stopped, scan_target
+from proxy.scanning.readings import JSON
+from proxy.scanning.sieve import Body, Passed, Sieve, Stopped, scan_head
 
+_OPEN_JSON = (b"{", b"[", b'"')
 SCAN_CURE = "take it out, or ask whoever answers for the policy"
 
 
@@ -26,9 +28,9 @@ class Scanning:
     body: Sieve
     reported: set[str] = field(default_factory=set)
 
-    def target(self, target: str) -> Stopped | None:
-        """Why a request may not even be begun."""
-        stopped, hits = scan_target(self.scan, self.patterns, target)
+    def head(self, target: str, fields: Fields) -> Stopped | None:
+        """Why a request may not even be begun, or not be ended with these fields."""
+        stopped, hits = scan_head(self.scan, self.patterns, target, fields)
         self.reported |= {hit.pattern for hit in hits}
         return stopped
 
@@ -38,7 +40,7 @@ class Scanning:
 
     def message(self, content: bytes) -> bytes | Stopped:
         """A whole message: a body of its own."""
-        sieve = Sieve(self.scan, self.patterns, Body())
+        sieve = Sieve(self.scan, self.patterns, Body(JSON if content[:1] in _OPEN_JSON else ""))
         first = self._taken(sieve.feed(content))
         return first if isinstance(first, Stopped) else self._taken(sieve.finish())
 

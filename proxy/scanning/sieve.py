@@ -10,15 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from urllib.parse import unquote_to_bytes
 
 from proxy.policy.model import Pattern, Scan
 from proxy.scanning.patterns import Search, searches
+from proxy.scanning.readings import FORM, Base64, reading_of
 from proxy.scanning.stream import Hit, Stream
 from proxy.scanning.unpack import Unpacker, Unreadable
 
 HELD_BYTES = 256 * 1024
-FORM = "application/x-www-form-urlencoded"
 # Text in these is read as it is or by leaving its zero bytes out; letters of the patterns are ASCII in all.
 _CHARSETS = re.compile(
     r"us-ascii|ascii|utf-?8|utf-?16(le|be)?|utf-?32(le|be)?|ucs-?2|latin-?1|iso-8859-[0-9]{1,2}|windows-125[0-8]|cp125[0-8]"
@@ -31,7 +30,7 @@ _CODED_PART = Search(
     lambda data, first: (
         found.end(1)
         for found in re.finditer(
-            rb"(?=(content-transfer-encoding:[ \t]{0,8}(?:base64|quoted-printable|x-)))", data.lower()
+            rb"(?=(content-transfer-encoding:[ \t]{0,8}(?:quoted-printable|x-)))", data.lower()
         )
         if found.start() >= first
     ),
@@ -72,8 +71,8 @@ class Sieve:
         self._coded = body.media.startswith("multipart/")
         if self._coded and self._block:
             found.append(_CODED_PART)
-        self._stream = Stream(found)
-        self._form = _Form() if body.media == FORM else None
+        self._stream, self._within = Stream(found), Stream(found)
+        self._reading, self._base64 = reading_of(body.media), Base64()
         self._held = bytearray()
         self._unpacker: Unpacker | None = None
         self._over: Stopped | None = None
@@ -97,13 +96,14 @@ class Sieve:
         if self._unpacker is not None:
             try:
                 for text in self._unpacker.feed(data):
-                    hits += self._stream.feed(self._form.feed(text) if self._form else text)
+                    hits += self._read(self._reading.feed(text) if self._reading else text)
                     if self._blocking(hits):
                         break
                 if last and not self._blocking(hits):
                     self._unpacker.finish()
-                    hits += self._stream.feed(self._form.finish()) if self._form else []
-                    hits += self._stream.finish()
+                    hits += self._read(self._reading.finish()) if self._reading else []
+                    hits += self._within.feed(self._base64.finish())
+                    hits += self._stream.finish() + self._within.finish()
             except Unreadable as error:
                 self._unreadable(error)
         if (hit := self._blocking(hits)) is not None:
@@ -116,8 +116,21 @@ class Sieve:
             return self._over
         return self._passed(data, hits, last=last)
 
+    def _read(self, text: bytes) -> list[Hit]:
+        """What is found in some text, and in what it says in base64."""
+        return self._stream.feed(text) + self._within.feed(self._base64.feed(text))
+
+    @property
+    def _pending(self) -> frozenset[str]:
+        """The patterns that are whole if nothing follows."""
+        pending = self._stream.pending | self._within.pending
+        if ahead := self._base64.ahead:
+            within = self._within.copy()
+            pending |= {hit.pattern for hit in within.feed(ahead)} | within.pending
+        return pending
+
     def _passed(self, data: bytes, hits: list[Hit], *, last: bool) -> Passed | Stopped:
-        if not last and self._stream.pending & self._block:
+        if not last and self._pending & self._block:
             self._held += data
             if len(self._held) > HELD_BYTES:  # what packs nothing into many bytes would be held for ever
                 self._over = Stopped("it cannot be read: its compressed bytes hold nothing")
@@ -149,27 +162,21 @@ def _unpacker(body: Body) -> Unpacker:
     return Unpacker(codings[0] if codings else "")
 
 
-class _Form:
-    """What a form means: `+` is a blank, `%41` a letter. A sign that is cut in two waits for its rest."""
+def scan_head(
+    scan: Scan, defined: Sequence[Pattern], target: str, fields: Sequence[tuple[bytes, bytes]]
+) -> tuple[Stopped | None, list[Hit]]:
+    """What a request says before its body: its path and query and its header fields are sent as well.
 
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> bytes:
-        data = self._rest + data
-        cut = data.rfind(b"%", max(0, len(data) - 2))
-        cut = len(data) if cut < 0 else cut
-        data, self._rest = data[:cut], data[cut:]
-        return unquote_to_bytes(data.replace(b"+", b" "))
-
-    def finish(self) -> bytes:
-        rest, self._rest = self._rest, b""
-        return rest
-
-
-def scan_target(scan: Scan, defined: Sequence[Pattern], target: str) -> tuple[Stopped | None, list[Hit]]:
-    """What a request says before its body: its path and query are sent as well."""
-    sieve = Sieve(scan, defined, Body(media=FORM))
-    steps = (sieve.feed(target.encode("utf-8", "surrogateescape")), sieve.finish())
-    stopped = next((step for step in steps if isinstance(step, Stopped)), None)
-    return stopped, [hit for step in steps if isinstance(step, Passed) for hit in step.reported]
+    Parts of a path are looked into by themselves too: a slash is a letter of base64.
+    """
+    place = target.encode("utf-8", "surrogateescape")
+    said = b"\n".join(b"%s: %s" % field for field in fields)
+    texts = ((FORM, place), (FORM, place.replace(b"/", b"\n")), ("", said), (FORM, said))
+    hits: list[Hit] = []
+    for media, text in texts:
+        sieve = Sieve(scan, defined, Body(media))
+        for step in (sieve.feed(text), sieve.finish()):
+            if isinstance(step, Stopped):
+                return step, hits
+            hits += step.reported
+    return None, hits

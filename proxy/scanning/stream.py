@@ -27,6 +27,13 @@ class Stream:
         self._plain = _Lane(searches)
         self._wide: _Lane | None = None
 
+    def copy(self) -> Stream:
+        """Another that goes on from here."""
+        made = Stream(())
+        made._plain = self._plain.copy()
+        made._wide = self._wide.copy() if self._wide else None
+        return made
+
     @property
     def pending(self) -> frozenset[str]:
         """The patterns that end right here, unless what follows makes it something longer."""

@@ -14,6 +14,7 @@ from inspected import (
     WEBSOCKET,
     Http2,
     Origin,
+    World,
     inspected,
     masked,
     serve_http2,
@@ -356,6 +357,63 @@ def test_streams_both_ways(site: Site, tmp_path: Path) -> None:
             await program.until_ended(stream)
             assert program.status[stream] == 200 and not program.reset
             program.close()
+
+    runner("asyncio")(main())
+
+
+async def upload_with_trailers(world: World, *trailers: tuple[str, str]) -> Http2:
+    """A program that sends fields behind a body, and has heard what came of it."""
+    program = Http2(*await world.open("h2"))
+    fields = ("te", "trailers"), ("content-type", "text/plain")
+    stream = program.ask(*fields, end=False, method="POST", authority=f"{world.name}:{world.port}")
+    program.core.send_data(stream, b"a body;")
+    program.core.send_headers(stream, trailers, end_stream=True)
+    await program.until_ended(stream)
+    program.close()
+    return program
+
+
+def test_trailers_of_a_request_go_on(site: Site, tmp_path: Path) -> None:
+    async def main() -> None:
+        origin = http2_origin()
+        async with inspected(site, tmp_path, origin, tls=True, http2=True) as world:
+            program = await upload_with_trailers(world, ("digest", "sha-256=x"), ("x-count", "7"))
+            assert program.status == {1: 200} and program.body == {1: b"a body;"}
+            assert origin.everything.endswith(b"a body;behind digest: sha-256=x\nbehind x-count: 7\n")
+
+    runner("asyncio")(main())
+
+
+@pytest.mark.parametrize(
+    "trailer",
+    [("content-length", "3"), ("host", "other.example"), ("authorization", "x"), (":path", "/secret"),
+     ("x", "y" * 70_000)],
+    ids=["a length", "a host", "a login", "a path", "too much"],
+)  # fmt: skip
+def test_trailers_that_do_not_belong_there(site: Site, tmp_path: Path, trailer: tuple[str, str]) -> None:
+    async def main() -> None:
+        origin = http2_origin()
+        async with inspected(site, tmp_path, origin, tls=True, http2=True) as world:
+            program = await upload_with_trailers(world, ("digest", "sha-256=x"), trailer)
+            assert program.reset or program.status.get(1) == 403, program.status
+            await world.ended()
+            assert b"behind" not in origin.everything
+
+    runner("asyncio")(main())
+
+
+def test_trailers_do_not_go_to_a_destination_of_http1(site: Site, tmp_path: Path) -> None:
+    """Nor is one asked for any."""
+
+    async def main() -> None:
+        origin = Origin(lambda heard: b"")
+        async with inspected(site, tmp_path, origin, tls=True, http2=True, origin_http2=False) as world:
+            program = await upload_with_trailers(world, ("digest", "sha-256=x"))
+            assert program.status == {1: 403} and b"trailers" in program.body[1]
+            await world.ended()
+            assert b"digest" not in origin.everything and b"te: " not in origin.everything.lower()
+            assert not origin.everything.endswith(b"0\r\n\r\n")
+            assert world.verdicts()[-1][:2] == ("block", "improper")
 
     runner("asyncio")(main())
 

@@ -17,6 +17,7 @@ from proxy.inspection.heads import (
     accept_of,
     read_request,
     read_response,
+    read_trailers,
 )
 
 SITE = Destination("site.example", 443, True)
@@ -101,7 +102,26 @@ def test_other_hosts(host: bytes) -> None:
 def test_what_is_one_hops_own_does_not_go_on() -> None:
     found = ask(HOST, (b"te", b"gzip"), (b"upgrade", b"h2c"), (b"connection", b"upgrade, te"))
     assert {"proxy-authorization", "te", "upgrade", "http2-settings"} <= found.drop
-    assert "te" not in ask(HOST, (b"te", b"trailers")).drop
+    assert "te" in ask(HOST, (b"te", b"trailers")).drop  # trailers do not go through HTTP/1.1
+    assert "te" not in ask(HOST, (b"te", b"trailers"), version=2, ended=True).drop
+
+
+def test_what_may_stand_behind_a_body() -> None:
+    read_trailers([(b"grpc-status", b"0"), (b"Digest", b"sha-256=x"), (b"server-timing", b"a;dur=1")])
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        (b"Host", b"other.example"), (b"content-length", b"5"), (b"Transfer-Encoding", b"chunked"),
+        (b"authorization", b"Basic eDp5"), (b"cookie", b"a=b"), (b"proxy-authorization", b"x"),
+        (b"content-type", b"a/b"), (b"x-forwarded-host", b"other.example"), (b"te", b"trailers"),
+        (b":path", b"/secret"), (b"x y", b"z"), (b"x", b"y\r\nz"), (b"x", b"y" * (1 << 17)),
+    ],
+)  # fmt: skip
+def test_what_may_not_stand_behind_a_body(field: tuple[bytes, bytes]) -> None:
+    with pytest.raises(Improper):
+        read_trailers([(b"grpc-status", b"0"), field])
 
 
 WEBSOCKET = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import json
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -46,6 +48,12 @@ UPLOADS = [
     ("a coding that cannot be read", ("Content-Encoding: lzma", CHUNKED), (chunked(b"abc"),)),
     ("messages of gRPC in a coding", ("grpc-encoding: gzip", CHUNKED), (chunked(b"abc"),)),
     ("a charset that cannot be read", ("Content-Type: text/plain; charset=utf-7", CHUNKED), (chunked(b"a"),)),
+    ("JSON with a file in base64", ("Content-Type: application/json", CHUNKED),
+     (chunked(json.dumps({"file": base64.b64encode(b"it is " + CARD).decode()}).encode()),)),
+    ("JSON in pieces that cut its base64", ("Content-Type: application/json", CHUNKED),
+     (chunked(b'{"file": "NDExMTEx', b"MTExMTExMTExMQ=", b'="}'),)),
+    ("a part of a multipart body in base64", ("Content-Type: multipart/form-data; boundary=b", CHUNKED),
+     (chunked(b"--b\r\nContent-Transfer-Encoding: base64\r\n\r\n" + base64.encodebytes(CARD) + b"--b--"),)),
     ("a form", (FORM, "Content-Length: 23"), (b"c=%34111+1111+1111+1111",)),
 ]  # fmt: skip
 
@@ -61,7 +69,8 @@ def test_an_upload_that_holds_it_is_cut_and_shows_why(
             assert heard.startswith(b"HTTP/1.1 403 Forbidden\r\n") and b"scan" in heard, heard
             assert b"fine" not in heard
             await world.ended()
-            assert CARD not in origin.everything and not origin.everything.endswith(b"0\r\n\r\n")
+            assert CARD not in origin.everything and b"NDExMTExMTExMTExMTExMQ" not in origin.everything
+            assert not origin.everything.endswith(b"0\r\n\r\n")
             assert world.verdicts()[-1][:2] == ("block", "scan")
             assert CARD not in world.file.read_bytes()
 
@@ -112,6 +121,23 @@ def test_a_target_that_holds_it_is_refused_and_not_written_down(site: Site, tmp_
     runner("asyncio")(main())
 
 
+@pytest.mark.parametrize("field", ["X-Note", "Cookie", "Authorization"])
+def test_a_header_field_that_holds_it_is_refused(site: Site, tmp_path: Path, field: str) -> None:
+    async def main() -> None:
+        origin = Origin(whole_requests())
+        async with inspected(site, tmp_path, origin, tls=True, policy=POLICY) as world:
+            heard = await world.say(world.request("GET", "/a", f"{field}: a {CARD.decode()}"))
+            assert heard.startswith(b"HTTP/1.1 403") and not origin.heard
+            assert world.verdicts()[-1] == ("block", "scan", "GET")
+            heard = await world.say(world.request("GET", "/a", f"{field}: bluebird", "Connection: close"))
+            assert b"200 OK" in heard
+            await world.ended()
+            assert "found and let go: projects" in world.ends()[-1].why
+            assert CARD not in world.file.read_bytes()
+
+    runner("asyncio")(main())
+
+
 def test_http2_is_scanned_too(site: Site, tmp_path: Path) -> None:
     async def main() -> None:
         heard = bytearray()
@@ -130,6 +156,26 @@ def test_http2_is_scanned_too(site: Site, tmp_path: Path) -> None:
             client.close()
             assert b"111111111111." not in bytes(heard)
             assert world.verdicts()[-1][:2] == ("block", "scan")
+
+    runner("asyncio")(main())
+
+
+def test_trailers_are_scanned_too(site: Site, tmp_path: Path) -> None:
+    async def main() -> None:
+        heard = bytearray()
+
+        async def serve(reader: object, writer: object) -> None:
+            await serve_http2(reader, writer, heard)  # type: ignore[arg-type]  # what asyncio hands over
+
+        origin = Origin(serve=serve)
+        async with inspected(site, tmp_path, origin, tls=True, http2=True, policy=POLICY) as world:
+            client = Http2(*await world.open("h2"))
+            stream = client.ask(end=False, method="POST", path="/up", authority=f"{world.name}:{world.port}")
+            client.core.send_data(stream, b"nothing")
+            client.core.send_headers(stream, [("x-note", CARD.decode())], end_stream=True)
+            await client.until_ended(stream)
+            client.close()
+            assert b"behind" not in bytes(heard) and world.verdicts()[-1][:2] == ("block", "scan")
 
     runner("asyncio")(main())
 

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from lab import kernel
 from lab.conftest import AS_ROOT, WITHOUT, Watch
-from lab.gate import Gate, Settings, python, remove
-from lab.world import Host
+from lab.gate import LAB_RULES, PROGRAMS, Gate, Settings, python, remove
+from lab.kernel import Place
+from lab.world import INTRANET, Host, World
 
 NAME = "intranet.corp.example"
 GUARDS = """
   - {id: no-delete, match: {to: intranet, method: DELETE}, at_most: block, because: "nothing is deleted"}
   - {id: small-uploads, match: {path: /small, transfer: upload, size: ">1MiB"}, at_most: block}
+  - {id: no-delete-by-rpc, match: {path: /lab.Echo/Delete}, at_most: block}
 """
+GRPC_PORT = 7002
+RULES = f"{LAB_RULES}  - {{id: rpc, match: {{to: intranet, port: {GRPC_PORT}}}, verdict: tunnel}}\n"
+PACKAGES = Path(grpc.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def gate(host: Host) -> Iterator[Gate]:
     """One daemon for all of them; some end its inspector, none ends it."""
-    made = Gate(host, "inspecting", Settings(inspects=True, guards=GUARDS, without=WITHOUT))
+    made = Gate(host, "inspecting", Settings(inspects=True, guards=GUARDS, rules=RULES, without=WITHOUT))
     try:
         yield made.start().attested()
     finally:
@@ -162,6 +170,40 @@ def test_git_over_https(gate: Gate) -> None:
         gate.record("verdict", lambda row: "git-receive-pack" in (row["request"] or ""))["verdict"]
         == "tunnel"
     )
+
+
+@pytest.fixture
+def rpc_log(world: World) -> Iterator[Path]:
+    """A server of gRPC in the intranet: what it was called for."""
+    log, here = world.directory / "grpc.log", world.directory
+    words = [f"{INTRANET}:{GRPC_PORT}", str(here / "site.crt"), str(here / "site.key"), str(log)]
+    command = [sys.executable, str(PROGRAMS / "grpc_echo.py"), str(PACKAGES), "serve", *words]
+    process = kernel.start(Place(world.corp), command)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        yield log
+    finally:
+        kernel.end(process)
+        log.unlink(missing_ok=True)
+
+
+@AS_ROOT
+def test_grpc(gate: Gate, rpc_log: Path) -> None:
+    """Calls of all four kinds, their trailers and errors, many at once; and one that may not be made."""
+    program = python("grpc_echo", str(PACKAGES), "ask", f"{NAME}:{GRPC_PORT}")
+    done = gate.run(*program, limit_s=120, share=[PACKAGES])
+    assert json.loads(done.out or "{}") == {
+        "unary": 1 << 20,
+        "trailers": {"x-said": "hello", "x-blob-bin": "b'\\x00\\xff'"},
+        "missing": "NOT_FOUND",
+        "served": 100,
+        "sent": "a,b,c",
+        "both": ["heard one", "heard two", "heard three"],
+        "delete": "PERMISSION_DENIED",
+        "beside": True,
+    }, (done, gate.said()[-2000:])
+    called = rpc_log.read_text().split()
+    assert called.count("/lab.Echo/unary_unary") == 22 and "/lab.Echo/Delete" not in called
 
 
 @AS_ROOT
