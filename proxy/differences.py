@@ -97,6 +97,7 @@ _KINDS: Mapping[str, Callable[[Loaded], Mapping[str, object]]] = {
     "tunnel": _tunnels,
     "person": lambda loaded: _people(loaded),
     "limit": lambda loaded: {"flows": loaded.site.max_flows, "names": loaded.site.max_names},
+    "roots under": lambda loaded: {"trust": loaded.trust},
     "policy": lambda loaded: {
         "file": loaded.site.policy,
         "name": loaded.policy.name,

@@ -16,6 +16,7 @@ from proxy.flow import Flow, Missing, Protocol, Refusal
 from proxy.gate import gate_refusal
 from proxy.link import Link
 from proxy.messages.inspection import TakeOver, WantInspector
+from proxy.messages.worker import BubbleGone
 from proxy.visitor import Visitor
 
 START_LIMIT_S = 15.0
@@ -57,6 +58,11 @@ class HandingOver:
             finally:
                 ipc.close_all([said])
         return None
+
+    def forget(self, bubble: str) -> None:
+        """A bubble has ended. Said behind its last flow, so that none that was on its way stays open."""
+        if self._link is not None:
+            self._link.send(BubbleGone(bubble))
 
     def _is_there(self) -> bool:
         return self._link is not None and not self._link.closed

@@ -25,7 +25,7 @@ from proxy.inspection_ca import Intermediate
 from proxy.leaves import Leaves
 from proxy.link import Link
 from proxy.messages.inspection import Prepare, TakeFrom, TakeOver
-from proxy.messages.worker import TO_WORKER, Configure, ToWorker
+from proxy.messages.worker import TO_WORKER, BubbleGone, Configure, ToWorker
 from proxy.visitor import Visitor
 from proxy.worker import Worker, run, utc_now
 
@@ -52,39 +52,53 @@ class Inspector(Worker):
     def _hear(self, message: ToInspector, fds: list[int]) -> None:
         match message:
             case Prepare():
-                chain, key, trusted = (ipc.read_file(fd) for fd in fds)
-                self._tls = TlsSides(Leaves(Intermediate.read(chain, key), utc_now), trusted)
-                self._http2 = message.http2
+                self._prepare(message, *map(ipc.read_file, fds))
             case TakeFrom():
-                self._start(self._take_from(Link(socket.socket(fileno=fds[0]), [TakeOver])))
+                self._start(self._take_from(Link(socket.socket(fileno=fds[0]), [TakeOver, BubbleGone])))
             case _:
                 super()._hear(message, fds)
 
+    def _prepare(self, message: Prepare, chain: bytes, key: bytes, trusted: bytes) -> None:
+        """Verify by these roots from now on: what was verified by one that is not among them is cut."""
+        before = self._tls
+        self._tls = TlsSides(Leaves(Intermediate.read(chain, key), utc_now), trusted)
+        self._http2 = message.http2
+        if before is not None and not before.roots <= self._tls.roots:
+            self._cut_where(lambda _: True, "a root of trust was taken away")
+
     # -- flows -------------------------------------------------------------------------------------
 
-    async def _take_from(self, worker: Link[TakeOver]) -> None:
-        """Take a worker's flows until it is gone."""
+    async def _take_from(self, worker: Link[TakeOver | BubbleGone]) -> None:
+        """Take a worker's flows until it is gone. A fault of ours ends this process: another is started."""
         try:
             while True:
                 message, fds = await worker.receive()
-                client = PlainChannel(socket.socket(fileno=fds[0]), self._backlog)
-                client.unread(ipc.read_file(fds[1]))
-                self._take(client, message)
+                if isinstance(message, BubbleGone):  # behind the last of its flows
+                    self._forget(message.bubble)
+                else:
+                    self._take(message, fds)
         except ipc.LinkBroken:
             self._cut_where(lambda _: True, "its worker is gone")
+        except BaseException:
+            self._cut_where(lambda _: True, "fault in the inspector")
+            self._link.close()
+            raise
         finally:
             worker.close()
 
-    def _take(self, client: PlainChannel, message: TakeOver) -> None:
-        of_bubble = sum(bubble == message.bubble for _, bubble in self._flows.values())
-        if len(self._flows) >= self._most or of_bubble >= max(1, self._most * 3 // 4):
-            client.abort()
-            return
+    def _take(self, message: TakeOver, fds: list[int]) -> None:
+        client = PlainChannel(socket.socket(fileno=fds[0]), self._backlog)
         try:
+            client.unread(ipc.read_file(fds[1]))
+            of_bubble = sum(bubble == message.bubble for _, bubble in self._flows.values())
+            if len(self._flows) >= self._most or of_bubble >= max(1, self._most * 3 // 4):
+                raise ValueError("it has too many flows already")
             connection = self._connection(client, message)
-        except ValueError:
+        except BaseException as error:
             client.abort()
-            return
+            if isinstance(error, ValueError):
+                return
+            raise
         task = asyncio.create_task(connection.serve())
         self._flows[task] = connection, message.bubble
         task.add_done_callback(self._flows.pop)

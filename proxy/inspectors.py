@@ -55,6 +55,10 @@ class Inspector(Worker):
         ipc.close_all(fds)
         self._prepared_at = now
 
+    def lease(self, lease: Lease) -> None:
+        self.locked = self._is_locked()  # it is locked and unlocked with its worker
+        super().lease(lease)
+
     def take_from(self, sock_fd: int) -> None:
         """Give it the link from its worker."""
         if self._link is not None:

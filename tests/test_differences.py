@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -126,6 +126,13 @@ def test_a_new_certificate_of_a_tunnel_is_told_and_cuts_nothing(site: Path) -> N
     old, new = edit(site, change)
     assert [str(one) for one in differences(old, new)] == ["changed certificate of tunnel hq"]
     assert changed_tunnels(old, new) == set(), "it is taken into use by itself"
+
+
+def test_other_roots_of_trust_are_told(site: Path) -> None:
+    loaded = load_site(site)
+    assert [str(one) for one in differences(loaded, replace(loaded, trust=b"x"))] == [
+        "changed roots under trust"
+    ]
 
 
 def test_what_only_a_new_daemon_can_take_is_named(site: Path) -> None:

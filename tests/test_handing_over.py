@@ -15,6 +15,7 @@ from proxy.channel import PlainChannel
 from proxy.flow import NEVER, Flow, Protocol, Refusal
 from proxy.handing_over import HandingOver
 from proxy.messages.inspection import TakeOver, WantInspector
+from proxy.messages.worker import BubbleGone
 from proxy.visitor import Visitor
 
 FLOW = Flow(
@@ -55,6 +56,26 @@ def test_a_flow_goes_with_its_socket_and_what_was_read() -> None:
         with pytest.raises(ConnectionError):
             await client.write(b"more")  # nothing of it is left here
         assert await handing(PlainChannel(far), FLOW, b"", VISITOR, "f2") is None and len(asked) == 1
+        theirs.close()
+        await hearing
+
+    runner("asyncio")(main())
+
+
+def test_that_a_bubble_has_ended_is_said_behind_its_last_flow() -> None:
+    async def main() -> None:
+        handing = HandingOver(lambda _: None)
+        handing.forget("b1")  # nobody is there who could have a flow of it
+        ours, theirs = ipc.pair()
+        hearing = asyncio.create_task(handing.hear(ours))
+        await asyncio.sleep(0)
+        near, far = pair()
+        assert await handing(PlainChannel(near), FLOW, b"", VISITOR, "f1") is None
+        handing.forget("b1")
+        _, fds = ipc.receive(theirs, [TakeOver])
+        ipc.close_all(fds)
+        assert ipc.receive(theirs, [BubbleGone]) == (BubbleGone("b1"), [])
+        far.close()
         theirs.close()
         await hearing
 

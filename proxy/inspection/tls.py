@@ -30,7 +30,7 @@ class TlsSides:
 
     def __init__(self, leaves: Leaves, trusted_pem: bytes) -> None:
         self._leaves = leaves
-        self._roots = tuple(map(crypto.X509.from_cryptography, x509.load_pem_x509_certificates(trusted_pem)))
+        self.roots = frozenset(x509.load_pem_x509_certificates(trusted_pem))
         self._shown: dict[str | IPAddress, tuple[Leaf, bool, SSL.Context]] = {}
         self._verifying: dict[tuple[bytes, ...], SSL.Context] = {}
 
@@ -74,8 +74,8 @@ class TlsSides:
         store = context.get_cert_store()
         if store is None:
             raise ValueError("there is no place for the trusted roots")
-        for root in self._roots:
-            store.add_cert(root)
+        for root in self.roots:
+            store.add_cert(crypto.X509.from_cryptography(root))
         context.set_alpn_protos(list(offers))
         return context
 
