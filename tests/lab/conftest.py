@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lab import kernel
 from lab.gate import Gate, Settings, remove
 from lab.weakened import BY_THE_LAB, WEAKENINGS
 from lab.world import Gateway, Host, World
@@ -95,6 +96,24 @@ def new_gateway(world: World) -> Iterator[NewGateway]:
     finally:
         for one in made:
             one.end()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_as_it_was(world: World) -> Iterator[None]:
+    """A file leaves no link, address, route, neighbour or rule behind: the next one has the same world."""
+    before = now = world.networks()
+    yield
+
+    def is_as_before() -> bool:
+        nonlocal now
+        now = world.networks()
+        return now == before
+
+    try:
+        kernel.until("the networks are as they were", is_as_before)
+    except kernel.NotSeen as error:
+        changed = {look: (was, now[look]) for look, was in before.items() if now[look] != was}
+        raise kernel.NotSeen(f"{error}: {changed}") from None
 
 
 @pytest.fixture(autouse=True)

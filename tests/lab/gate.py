@@ -9,19 +9,19 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lab import kernel, weakened
-from lab.kernel import REPOSITORY, Done, Place
+from lab.kernel import LIMIT_S, REPOSITORY, Done, Place
 from lab.world import GATEWAY, GATEWAY_PORT, SERVER_NAME, TESTS, Host
 from proxy import certificates, inspection_ca, ipc
 from proxy.messages.admin import Answer, Ask, Denied
 
-ANSWER_LIMIT_S = 10.0
 PROGRAMS = TESTS / "lab/programs"
 LAB_RULES = """
   - id: lab-ports
@@ -222,7 +222,7 @@ class Gate:
     # -- bubbles -----------------------------------------------------------------------------------
 
     def run(
-        self, *command: str, stdin: bytes = b"", limit_s: float = 30.0, share: Sequence[Path] = ()
+        self, *command: str, stdin: bytes = b"", limit_s: float = LIMIT_S, share: Sequence[Path] = ()
     ) -> Done:
         """`zonegate run` of a command, to its end."""
         if "bubble" in self.settings.without:
@@ -231,7 +231,7 @@ class Gate:
         there = Place(place.network, place.mounts, place.uid, {**place.environment, **self.environment})
         return kernel.run(there, self._run_command(command, share), stdin=stdin, limit_s=limit_s)
 
-    def python(self, program: str, *arguments: str, limit_s: float = 30.0) -> Done:
+    def python(self, program: str, *arguments: str, limit_s: float = LIMIT_S) -> Done:
         """A program of `programs/` in a bubble."""
         return self.run(*python(program, *arguments), limit_s=limit_s)
 
@@ -241,7 +241,7 @@ class Gate:
         there = Place(place.network, place.mounts, place.uid, {**place.environment, **self.environment})
         outside = "bubble" in self.settings.without
         words = list(command) if outside else self._run_command(command, ())
-        bubble = Bubble(self, kernel.start(there, words, stdin=subprocess.PIPE))
+        bubble = started(self, there, words, apart=True)
         self.bubbles.append(bubble)
         return bubble
 
@@ -277,7 +277,7 @@ def _ask(path: Path, question: Ask) -> bytes:
     """The text of a daemon's answer."""
     accepted: list[type[Answer | Denied]] = [Answer, Denied]
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
-        link.settimeout(ANSWER_LIMIT_S)
+        link.settimeout(kernel.LIMIT_S)
         link.connect(str(path))
         ipc.send(link, question)
         answer, _ = ipc.receive(link, accepted)
@@ -293,26 +293,28 @@ def python(program: str, *arguments: str) -> list[str]:
 
 @dataclass(slots=True, eq=False)
 class Bubble:
-    """A program in a bubble that goes on. It speaks in lines; `process` is the outer one."""
+    """A program in a bubble that goes on. It speaks in lines; `process` is the outer one.
+
+    What it says goes to files: in a pipe that nobody empties at the moment it would stand still.
+    """
 
     gate: Gate
     process: subprocess.Popen[bytes]
+    said: IO[bytes]
+    complaints: IO[bytes]
     heard: list[str] = field(default_factory=list)
-    _rest: bytes = b""
-
-    def __post_init__(self) -> None:
-        assert self.process.stdout is not None
-        os.set_blocking(self.process.stdout.fileno(), False)
+    _at: int = 0
 
     def lines(self) -> list[str]:
         """Every line that the program has said so far."""
-        assert self.process.stdout is not None
-        while data := self.process.stdout.read():
-            *whole, self._rest = (self._rest + data).split(b"\n")
-            self.heard += [line.decode(errors="replace") for line in whole]
+        more = os.fstat(self.said.fileno()).st_size - self._at
+        data = os.pread(self.said.fileno(), more, self._at)
+        *whole, rest = data.split(b"\n")
+        self._at += len(data) - len(rest)
+        self.heard += [line.decode(errors="replace") for line in whole]
         return self.heard
 
-    def says(self, word: str, limit_s: float = 15.0) -> str:
+    def says(self, word: str, limit_s: float = LIMIT_S) -> str:
         """The first line yet with this word in it."""
         at = len(self.heard)
 
@@ -325,9 +327,8 @@ class Bubble:
             raise kernel.NotSeen(f"{error}; it said {self.heard[-5:]} {self._complaint()}") from None
 
     def _complaint(self) -> str:
-        if self.process.poll() is None or self.process.stderr is None:
-            return ""
-        return self.process.stderr.read().decode(errors="replace")[-500:]
+        size = os.fstat(self.complaints.fileno()).st_size
+        return os.pread(self.complaints.fileno(), 500, max(0, size - 500)).decode(errors="replace")
 
     def tell(self, line: str) -> None:
         """Send the program a line."""
@@ -359,6 +360,20 @@ class Bubble:
             kernel.signal_all([self.process.pid, *below], signal.SIGCONT)
             kernel.signal_all(below, signal.SIGKILL)
         kernel.end(self.process)
+        self.said.close()
+        self.complaints.close()
+
+
+def started(gate: Gate, place: Place, words: Sequence[str], *, apart: bool = False) -> Bubble:
+    """A program at a place. Its complaints are lines like all it says, unless they are kept `apart`."""
+    said = _kept()
+    complaints = _kept() if apart else said
+    process = kernel.start(place, words, stdin=subprocess.PIPE, stdout=said, stderr=complaints)
+    return Bubble(gate, process, said, complaints)
+
+
+def _kept() -> IO[bytes]:
+    return tempfile.TemporaryFile("a+b")
 
 
 def remove(gate: Gate) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from lab import kernel
 from lab.gate import Bubble, Gate, python
-from lab.kernel import Place
+from lab.kernel import LIMIT_S, Place
 from lab.wire import Frame, Wire
 from lab.world import GATEWAY, GATEWAY_PORT, PUBLIC
 
@@ -64,7 +64,7 @@ def remove_capture(zone: int) -> None:
 
 
 def attempt(
-    gate: Gate, *command: str, control: bool = False, limit_s: float = 20.0
+    gate: Gate, *command: str, control: bool = False, limit_s: float = LIMIT_S
 ) -> tuple[list[Frame], str]:
     """Run a command in a bubble; every frame that leaves the zone or the device, and what it said.
 
@@ -106,7 +106,7 @@ class Probe:
     def a_round(self) -> None:
         """Wait for a whole round that began after this call."""
         at = len(self.bubble.lines())
-        kernel.until("two rounds more", lambda: len(self.bubble.lines()) >= at + 2, 30.0)
+        kernel.until("two rounds more", lambda: len(self.bubble.lines()) >= at + 2)
 
     def check(self) -> None:
         """Nothing was seen, nowhere, since the last look."""

@@ -200,7 +200,7 @@ class OtherEnd:
         return kernel.run(
             Place(self.world.device),
             [
-                "curl", "-sS", "-m", "10", "-p", "--proxy", f"https://{SERVER_NAME}:{OTHER_PORT}",
+                "curl", "-sS", "-m", "60", "-p", "--proxy", f"https://{SERVER_NAME}:{OTHER_PORT}",
                 "--resolve", f"{SERVER_NAME}:{OTHER_PORT}:{GATEWAY}",
                 "--proxy-cacert", str(self.directory / "ca.crt"), "--proxy-cert", str(certificate),
                 "--proxy-key", str(key), "http://intranet.corp.example/",

@@ -33,7 +33,7 @@ def public(key: str) -> str:
 
 
 def _wg(command: str, text: str = "") -> str:
-    done = subprocess.run(["wg", command], input=text, capture_output=True, text=True, check=True, timeout=10)
+    done = subprocess.run(["wg", command], input=text, capture_output=True, text=True, check=True, timeout=60)
     return done.stdout.strip()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,14 +12,14 @@ import pytest
 
 from lab import kernel
 from lab.conftest import AS_ROOT, NewGate, Watch
-from lab.gate import PROGRAMS, Bubble, Gate
+from lab.gate import PROGRAMS, Bubble, Gate, started
 from lab.kernel import Place
 from lab.world import INTRANET, PUBLIC, RESOLVER
 
 NAME = "intranet.corp.example"
 pytestmark = AS_ROOT  # nobody else may attach
 
-CURL = ["curl", "-sS", "-m", "10", f"http://{NAME}/"]
+CURL = ["curl", "-sS", "-m", "60", f"http://{NAME}/"]
 # How containers are started without a network: their programs are in it before anybody attaches it.
 KINDS = {
     "unshare": ["unshare", "--net", "--fork"],
@@ -37,7 +36,7 @@ class Container:
 
     gate: Gate
     program: Bubble
-    attaching: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    attaching: list[Bubble] = field(default_factory=list)
 
     @property
     def pid(self) -> int:
@@ -49,8 +48,8 @@ class Container:
         place = self.gate.host.place
         there = Place(place.network, place.mounts, 0, {**place.environment, **self.gate.environment})
         command = self.gate.command("attach", *(options or ("--pid", str(self.pid))))
-        attaching = Bubble(self.gate, kernel.start(there, command, stderr=subprocess.STDOUT))
-        self.attaching.append(attaching.process)
+        attaching = started(self.gate, there, command)
+        self.attaching.append(attaching)
         return attaching
 
     def asks(self) -> str:
@@ -61,9 +60,8 @@ class Container:
 
     def close(self) -> None:
         """End everything."""
-        for process in self.attaching:
-            kernel.end(process)
-        self.program.end()
+        for one in (*self.attaching, self.program):
+            one.end()
 
 
 @contextlib.contextmanager
@@ -73,9 +71,7 @@ def container(gate: Gate, start: Sequence[str]) -> Iterator[Container]:
     file = f"echo nameserver {RESOLVER} > /mnt/r"
     own = f"mount -t tmpfs tmpfs /mnt && {file} && mount --bind /mnt/r /etc/resolv.conf"
     shell = ["unshare", "--mount", "sh", "-c", f"{own} && {script}"]
-    root = gate.host.root
-    process = kernel.start(root, [*start, *shell], stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
-    made = Container(gate, Bubble(gate, process))
+    made = Container(gate, started(gate, gate.host.root, [*start, *shell]))
     try:
         made.program.says("begun")
         yield made
@@ -98,11 +94,11 @@ def test_a_container_is_served(gate: Gate, watch: Watch, kind: str) -> None:
         assert record["user"] == "root" and record["enforcement"] == promise
         again = there.attach()
         again.says("served already, as bubble")
-        assert again.process.wait(10) == 1
+        assert again.process.wait(kernel.LIMIT_S) == 1
         done = gate.call("detach", "--pid", str(there.pid))
         assert done.code == 0 and "nothing that it sends goes anywhere" in done.out, done
         attaching.says("is detached")
-        assert attaching.process.wait(10) == 0
+        assert attaching.process.wait(kernel.LIMIT_S) == 0
         assert "Could not resolve" in there.asks()
         kernel.until("status forgets it", lambda: not any(b["attached"] for b in gate.status()["bubbles"]))
         there.attach().says("is zone corporate")
@@ -156,7 +152,7 @@ def test_a_container_with_a_way_out_is_refused(gate: Gate, with_a_device: Contai
     """The device is named, whether it is up or not; nothing is changed."""
     attaching = with_a_device.attach()
     attaching.says("has device up0, which would be a way out")
-    assert attaching.process.wait(10) == 1
+    assert attaching.process.wait(kernel.LIMIT_S) == 1
     rules = kernel.run(_in(with_a_device), ["nft", "list", "ruleset"])
     assert (rules.code, rules.out) == (0, ""), rules
 
@@ -168,7 +164,7 @@ def test_a_device_that_comes_later_ends_it(gate: Gate) -> None:
         attaching.says("is zone corporate")
         kernel.run(_in(there), ["ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1"])
         attaching.says("late0, which would be a way out")
-        assert attaching.process.wait(10) == 1
+        assert attaching.process.wait(kernel.LIMIT_S) == 1
         assert "the intranet" not in there.asks()
 
 

@@ -14,7 +14,7 @@ from lab.world import GATEWAY, SERVER_NAME, World
 from proxy import certificates
 from proxy.certificates import Issued, issue_client, issue_server, make_authority
 
-CURL = ("curl", "-sS", "-m", "10", "http://intranet.corp.example/")
+CURL = ("curl", "-sS", "-m", "60", "http://intranet.corp.example/")
 
 
 def put(gate: Gate, issued: Issued) -> None:
@@ -38,7 +38,7 @@ def test_the_devices(new_gate: NewGate, new_gateway: NewGateway, world: World) -
     assert_served(gate)
     new = issue_client(world.names.authority, "device1", now=now, days=20)
     put(gate, new)
-    kernel.until("it is in use", lambda: "has its new certificate in use" in gate.said(), 30)
+    kernel.until("it is in use", lambda: "has its new certificate in use" in gate.said())
     assert_served(gate)
     assert any('"what":"connect"' in line and new.fingerprint in line for line in other.heard().splitlines())
     status = gate.status()

@@ -83,7 +83,7 @@ def _files(directory: Path) -> None:
     (apt / "Packages").write_text("Package: hello\nVersion: 1.0\nArchitecture: all\nFilename: ./none.deb\n\n")
 
 
-def run(gate: Gate, *command: str, limit_s: float = 60.0) -> Done:
+def run(gate: Gate, *command: str, limit_s: float = kernel.LIMIT_S) -> Done:
     """A program of the device, in no bubble; {…} are filled in."""
     words = {
         "ca": gate.host.world.directory / "site-ca.crt",
@@ -110,7 +110,7 @@ def _debian(program: str, *arguments: str) -> tuple[str, ...]:
     return (DEBIAN_PYTHON, "-c", program.replace("{", "{{").replace("}", "}}"), *arguments)
 
 
-CURL, HTTP, HTTPS = ("curl", "-sS", "-m", "20"), f"http://{NAME}/", f"https://{NAME}/"
+CURL, HTTP, HTTPS = ("curl", "-sS", "-m", "60"), f"http://{NAME}/", f"https://{NAME}/"
 GIT = "https://git.corp.example/git/project.git"
 SSH = ("ssh", "-v", "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o")
 FILES = f"http://{NAME}/files"
@@ -273,7 +273,7 @@ def test_such_flows_are_listed_and_locked_like_others(gate: Gate) -> None:
         rows = kernel.until("the flow is listed", lambda: json.loads(gate.call("flows", "--json").out))
         assert [(row["user"], row["bubble"]) for row in rows] == [("alice", "web@127.0.0.1")]
         assert gate.call("lock", "--reason", "a drill").code == 0
-        assert drip.wait(10) != 0
+        assert drip.wait(kernel.LIMIT_S) != 0
         assert "a drill" in run(gate, *CURL, "-x", PROXY, HTTP).out
     finally:
         gate.call("unlock")

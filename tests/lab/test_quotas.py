@@ -15,7 +15,7 @@ BODY = b"x" * (600 << 10)
 
 def upload(gate: Gate) -> str:
     """What curl says that sends 600 KiB."""
-    told = ("curl", "-sS", "-m", "20", "-i", "--http1.1", "-H", "Expect:", "--data-binary", "@-")
+    told = ("curl", "-sS", "-m", "60", "-i", "--http1.1", "-H", "Expect:", "--data-binary", "@-")
     done = gate.run(*told, f"http://{NAME}/upload", stdin=BODY)
     return done.out + done.err
 

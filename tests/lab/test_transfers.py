@@ -29,7 +29,7 @@ def gate(new_gate: NewGate) -> Gate:
 
 def curl(gate: Gate, *arguments: str, stdin: bytes = b"") -> str:
     """What curl says in a bubble, with nothing told of any authority."""
-    done = gate.run("curl", "-sS", "-m", "20", "-i", *arguments, stdin=stdin)
+    done = gate.run("curl", "-sS", "-m", "60", "-i", *arguments, stdin=stdin)
     return done.out + done.err
 
 
@@ -44,7 +44,7 @@ def test_programs_need_nothing_to_trust_what_is_inspected(gate: Gate, watch: Wat
     python = f"import urllib.request as r; print(r.urlopen('{url}').read().decode())"
     assert "the intranet" in gate.run("/usr/bin/python3", "-I", "-c", python).out
     options = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-dev-shm-usage"
-    seen = gate.run("chromium", *options.split(), "--dump-dom", url, limit_s=60)
+    seen = gate.run("chromium", *options.split(), "--dump-dom", url)
     assert "the intranet" in seen.out, seen
     watch.only_the_gateway()
 
@@ -87,6 +87,6 @@ def test_what_is_opaque_shows_its_own_certificate(gate: Gate) -> None:
     told.mkdir(mode=0o755)
     (told / "ca.crt").write_bytes((gate.directory / "site-ca.crt").read_bytes())
     for name, works in ((PINNED, True), (NAME, False)):
-        command = ("curl", "-sS", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", "--cacert")
+        command = ("curl", "-sS", "-m", "60", "-o", "/dev/null", "-w", "%{http_code}", "--cacert")
         done = gate.run(*command, str(told / "ca.crt"), f"https://{name}/", share=[told])
         assert (done.out not in ("", "000")) is works, (name, done)

@@ -31,7 +31,7 @@ from lab.packet_peer import (
     new_key,
     public,
 )
-from lab.test_tunnel import BOUND_S, SLACK_S, assert_refused_because, assert_served, download, goes_on
+from lab.test_tunnel import assert_refused_because, assert_served, download, goes_on
 from lab.wire import Frame, Wire
 from lab.world import GATEWAY, HOSTS, INTRANET, INTRANET6, PUBLIC, PUBLIC6, Host, World, is_of_mtls
 
@@ -127,9 +127,9 @@ def test_names_and_addresses_of_both_families(gate: Gate, peer: Peer, wires: Wir
     assert_served(gate)
     row = gate.record("end", lambda row: row["name"] == NAME)
     assert (row["address"], row["tunnel"], row["peer"]) == (INTRANET, "hq", public(peer.key))
-    assert gate.run("curl", "-sS", "-m", "10", "http://six.corp.example/").out == "the intranet\n"
+    assert gate.run("curl", "-sS", "-m", "60", "http://six.corp.example/").out == "the intranet\n"
     assert gate.record("end", lambda row: row["name"] == "six.corp.example")["address"] == INTRANET6
-    assert gate.run("curl", "-sS", "-m", "10", "-o", "/dev/null", f"http://{NAME}/big/8").code == 0
+    assert gate.run("curl", "-sS", "-m", "60", "-o", "/dev/null", f"http://{NAME}/big/8").code == 0
     assert {NAME, "six.corp.example"} <= set(peer.asked())
     told = gate.tunnel()
     assert (told["kind"], told["words"]) == ("wireguard", f"the pinned peer answers, at {GATEWAY}:{PORT}")
@@ -174,7 +174,7 @@ def attempts(place: Place, *more: str) -> None:
     program = " ".join(python("canary"))
     lines = [f"{program} {what} {to}" for to in TARGETS for what in ("datagram", "stream", "ping")]
     lines += [f"{program} {what} {PUBLIC}" for what in ("raw", *more)]
-    kernel.run(place, ["sh", "-c", " & ".join(lines) + " & wait"], limit_s=60)
+    kernel.run(place, ["sh", "-c", " & ".join(lines) + " & wait"])
 
 
 def test_nothing_leaves_its_namespace_but_by_the_tunnel(gate: Gate, wires: Wires) -> None:
@@ -289,9 +289,9 @@ def test_lost_and_back(gate: Gate, peer: Peer, wires: Wires, fault: Fault) -> No
     bubble = download(gate)
     fault.lose(gate, peer)
     try:
-        assert "ConnectionResetError" in bubble.says("after", BOUND_S + SLACK_S)
+        assert "ConnectionResetError" in bubble.says("after")
         if fault.words:
-            kernel.until("status says why", lambda: fault.words in gate.tunnel()["words"], 20)
+            kernel.until("status says why", lambda: fault.words in gate.tunnel()["words"])
             assert_refused_because(gate, fault.words)
     finally:
         if fault.restore is not None:
@@ -362,7 +362,7 @@ def test_nothing_is_left(new_gate: NewGate, peer: Peer, wires: Wires, how: int) 
 def test_many_at_once(gate: Gate, wires: Wires) -> None:
     """A burst of connections, by name: each is served, and none costs the link to the holder."""
     gate.attested()
-    done = gate.run("sh", "-c", f"curl -sS -m 30 --parallel --parallel-max 200 'http://{NAME}/?[1-300]'")
+    done = gate.run("sh", "-c", f"curl -sS -m 60 --parallel --parallel-max 200 'http://{NAME}/?[1-300]'")
     assert done.out.count("the intranet") == 300, done.err[-500:]
     assert_served(gate)
     wires.quiet()
@@ -413,7 +413,7 @@ def test_another_kind_takes_over(new_gate: NewGate, peer: Peer, world: World) ->
     through_gateway = download(gate)
     world.gateway.end()
     try:
-        assert "ConnectionResetError" in through_gateway.says("after", BOUND_S + SLACK_S)
+        assert "ConnectionResetError" in through_gateway.says("after")
         assert_served(gate)
         assert last_tunnel(gate) == "hq"
         through_peer = download(gate)

@@ -120,6 +120,29 @@ class World:
         """What reached the public internet and its resolver."""
         return (self.directory / "net.log").read_text()
 
+    def take_link_down(self) -> None:
+        """Corp is cut off."""
+        kernel.must(self.net, "ip link set n-corp down")
+
+    def take_link_up(self) -> None:
+        """Corp is there again, with what a kernel forgets of a link that is down."""
+        kernel.must(self.net, "ip link set n-corp up", "ip -6 addr add 2001:db8:2::1/64 dev n-corp nodad")
+        make_neighbours(self.net, "n-corp", GATEWAY, "2001:db8:2::2", mac_of(self.corp, "up0"))
+        self._routes_to_corp()
+
+    def networks(self) -> dict[str, list[str]]:
+        """What a test that is over must have left as it was in the three namespaces."""
+        looks = (
+            "ip -br link", "ip -br addr", "ip route show table all", "ip -6 route show table all",
+            "ip neigh show nud permanent", "ip -6 neigh show nud permanent", "nft list ruleset",
+        )  # fmt: skip
+        places = {"device": self.device, "net": self.net, "corp": self.corp}
+        return {
+            f"{name}: {look}": sorted(kernel.run(Place(network), look.split()).out.splitlines())
+            for name, network in places.items()
+            for look in looks
+        }
+
     # -- making ------------------------------------------------------------------------------------
 
     def _network(self) -> int:
@@ -139,14 +162,17 @@ class World:
         for address in (PUBLIC, PUBLIC_TOO, RESOLVER):
             kernel.must(self.net, f"ip addr add {address}/32 dev lo")
         kernel.must(self.net, f"ip -6 addr add {PUBLIC6}/128 dev lo nodad")
-        kernel.must(
-            self.net,
-            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
-            "ip route add 10.77.0.0/16 via 10.200.2.2",
-            "ip -6 route add fd77::/16 via 2001:db8:2::2",
-        )
+        kernel.must(self.net, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+        self._routes_to_corp()
         kernel.must(
             self.corp, f"ip addr add {INTRANET}/32 dev lo", f"ip -6 addr add {INTRANET6}/128 dev lo nodad"
+        )
+
+    def _routes_to_corp(self) -> None:
+        kernel.must(
+            self.net,
+            "ip route add 10.77.0.0/16 via 10.200.2.2",
+            "ip -6 route add fd77::/16 via 2001:db8:2::2",
         )
 
     def _certificates(self) -> Names:
@@ -172,7 +198,7 @@ class World:
             "git -C project.git symbolic-ref HEAD refs/heads/main",
         )
         for command in commands:
-            subprocess.run(command.split(), cwd=self.directory, check=True, timeout=20)
+            subprocess.run(command.split(), cwd=self.directory, check=True, timeout=kernel.LIMIT_S)
 
     def _serve(self, side: str, network: int) -> None:
         command = [sys.executable, str(TESTS / "lab/servers.py"), side, str(self.directory)]
@@ -198,6 +224,7 @@ def join(one: int, name: str, four: str, six: str, other: int, name2: str, four2
         kernel.must(
             network,
             f"sysctl -qw net.ipv6.conf.{device}.router_solicitations=0 net.ipv6.conf.{device}.accept_ra=0",
+            f"sysctl -qw net.ipv6.conf.{device}.dad_transmits=0",
             f"ip link set {device} addrgenmode none",
             f"ip link set {device} up",
             f"ip addr add {address4}/24 dev {device}",
@@ -207,11 +234,13 @@ def join(one: int, name: str, four: str, six: str, other: int, name2: str, four2
     for (network, device, _, _), (_, _, address4, address6), mac in zip(
         ends, ends[::-1], macs[::-1], strict=True
     ):
-        kernel.must(
-            network,
-            f"ip neigh replace {address4} lladdr {mac} dev {device} nud permanent",
-            f"ip neigh replace {address6} lladdr {mac} dev {device} nud permanent",
-        )
+        make_neighbours(network, device, address4, address6, mac)
+
+
+def make_neighbours(network: int, device: str, four: str, six: str, mac: str) -> None:
+    """Fixed entries for the other end of a link."""
+    for address in (four, six):
+        kernel.must(network, f"ip neigh replace {address} lladdr {mac} dev {device} nud permanent")
 
 
 def mac_of(network: int, device: str) -> str:

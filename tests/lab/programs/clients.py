@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
-LIMIT_S = 15.0
+LIMIT_S = 60.0
 
 
 def by_urllib(url: str, ca: str = "") -> str:
@@ -71,7 +71,7 @@ def refused_datagram(host: str, port: str) -> str:
     began = time.monotonic()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(5)
+        sock.settimeout(LIMIT_S)
         try:
             sock.connect((host, int(port)))
             sock.send(b"canary")

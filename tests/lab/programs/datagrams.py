@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 
-LIMIT_S = 5.0
+LIMIT_S = 60.0
 
 
 def connected(host: str, port: str) -> socket.socket:

@@ -23,7 +23,7 @@ if __name__ == "__main__":
             sock.connect(address)
         kept.append(sock)
         waiting.register(sock, selectors.EVENT_WRITE)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     opened = 0
     while waiting.get_map() and time.monotonic() < until:
         for key, _ in waiting.select(1):

@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 
-LIMIT_S = 5.0
+LIMIT_S = 60.0
 
 
 def unix(path: str) -> None:

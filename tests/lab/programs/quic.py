@@ -42,7 +42,7 @@ async def client(name: str, port: str, ca: str, claimed: str = "") -> None:
     configuration.load_verify_locations(ca)
     try:
         async with (
-            asyncio.timeout(2 if claimed else 20),
+            asyncio.timeout(2 if claimed else 60),
             connect(name, int(port), configuration=configuration) as connection,
         ):
             reader, writer = await connection.create_stream()
