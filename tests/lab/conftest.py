@@ -11,6 +11,7 @@ import pytest
 
 from lab import kernel
 from lab.gate import Gate, Settings, remove
+from lab.ssh_server import SshServer
 from lab.weakened import BY_THE_LAB, WEAKENINGS
 from lab.world import Gateway, Host, World
 from proxy.certificates import Issued
@@ -58,6 +59,16 @@ def gate(host: Host) -> Iterator[Gate]:
         yield made.start().attested()
     finally:
         remove(made)
+
+
+@pytest.fixture(scope="session")
+def sshd(world: World) -> Iterator[SshServer]:
+    """A real one in corp, which one key may enter."""
+    made = SshServer(world)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +22,8 @@ from lab.world import INTRANET, PUBLIC, RESOLVER
 NAME = "intranet.corp.example"
 pytestmark = AS_ROOT  # nobody else may attach
 
-CURL = ["curl", "-sS", "-m", "60", f"http://{NAME}/"]
+PAGE = f"http://{NAME}/"
+ASKING = "echo begun; while read page; do echo heard $(curl -sS -m 60 $page 2>&1); done"
 # How containers are started without a network: their programs are in it before anybody attaches it.
 KINDS = {
     "unshare": ["unshare", "--net", "--fork"],
@@ -52,10 +56,10 @@ class Container:
         self.attaching.append(attaching)
         return attaching
 
-    def asks(self) -> str:
-        """What the program hears when it asks for the intranet's page."""
+    def asks(self, page: str = PAGE) -> str:
+        """What the program hears when it asks for a page."""
         self.program.lines()
-        self.program.tell("ask")
+        self.program.tell(page)
         return self.program.says("heard")
 
     def close(self) -> None:
@@ -64,14 +68,50 @@ class Container:
             one.end()
 
 
+def crun(bundle: Path) -> list[str]:
+    """The same in a container of crun: with the programs of this machine, files in /etc of its own, and the
+    network that `--network none` of podman and docker gives."""
+    kernel.need("crun")
+    shutil.rmtree(bundle, ignore_errors=True)
+    rootfs = bundle / "rootfs"
+    for name in ("usr", "proc", "dev", "tmp", "etc"):
+        (rootfs / name).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64"):
+        (rootfs / name).symlink_to(f"usr/{name}")
+    (rootfs / "etc/resolv.conf").write_text(f"nameserver {RESOLVER}\n")
+    (rootfs / "etc/nsswitch.conf").write_text("hosts: files dns\n")
+    namespaces = [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]
+    config = {
+        "ociVersion": "1.0.0",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": ["sh", "-c", ASKING],
+            "env": [f"PATH={kernel.PATH}"],
+            "cwd": "/",
+            "noNewPrivileges": True,
+        },
+        "root": {"path": "rootfs", "readonly": True},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            {"destination": "/usr", "type": "none", "source": "/usr", "options": ["rbind", "ro"]},
+        ],
+        "linux": {"namespaces": namespaces},
+    }
+    (bundle / "config.json").write_text(json.dumps(config))
+    run = f"crun --root {bundle}/state --cgroup-manager=disabled run --bundle {bundle} lab"
+    # It looks at the machine's cgroups all the same, and refuses some ways of mounting them.
+    return ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs tmpfs /sys/fs/cgroup && exec {run}"]
+
+
 @contextlib.contextmanager
-def container(gate: Gate, start: Sequence[str]) -> Iterator[Container]:
+def container(gate: Gate, kind: str) -> Iterator[Container]:
     """A container in which a shell asks for a page whenever it is told to."""
-    script = f"echo begun; while read what; do echo heard $({' '.join(CURL)} 2>&1); done"
     file = f"echo nameserver {RESOLVER} > /mnt/r"
     own = f"mount -t tmpfs tmpfs /mnt && {file} && mount --bind /mnt/r /etc/resolv.conf"
-    shell = ["unshare", "--mount", "sh", "-c", f"{own} && {script}"]
-    made = Container(gate, started(gate, gate.host.root, [*start, *shell]))
+    shell = ["unshare", "--mount", "sh", "-c", f"{own} && {ASKING}"]
+    command = [*KINDS[kind], *shell] if kind in KINDS else crun(gate.directory / "bundle")
+    made = Container(gate, started(gate, gate.host.root, command))
     try:
         made.program.says("begun")
         yield made
@@ -79,15 +119,16 @@ def container(gate: Gate, start: Sequence[str]) -> Iterator[Container]:
         made.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "crun"])
 def test_a_container_is_served(gate: Gate, watch: Watch, kind: str) -> None:
     """A program that runs already reaches the intranet by the tunnel, and nothing else leaves."""
-    with container(gate, KINDS[kind]) as there:
+    with container(gate, kind) as there:
         assert "Could not resolve" in there.asks()
         attaching = there.attach()
-        promise = "structural" if kind == "a sandbox" else "cooperative"
+        promise = "cooperative" if kind == "unshare" else "structural"
         attaching.says(f"is zone corporate ({promise})")
         assert there.asks() == "heard the intranet"
+        assert "is blocked by default" in there.asks(f"http://{PUBLIC}/")
         (listed,) = [one for one in gate.status()["bubbles"] if one["attached"]]
         assert listed["attached"] == f"process {there.pid}"
         record = gate.record("verdict", lambda row: row["name"] == NAME and row["bubble"] == listed["id"])
@@ -109,7 +150,7 @@ def test_a_container_is_served(gate: Gate, watch: Watch, kind: str) -> None:
 def test_it_is_held_over_the_death_of_a_daemon(new_gate: NewGate, watch: Watch) -> None:
     """Its programs are shut in, and have the gate again, without being started again."""
     gate = new_gate().attested()
-    with container(gate, KINDS["unshare"]) as there:
+    with container(gate, "unshare") as there:
         attaching = there.attach()
         attaching.says("is zone corporate")
         assert there.asks() == "heard the intranet"
@@ -132,7 +173,7 @@ def test_it_is_held_over_the_death_of_a_daemon(new_gate: NewGate, watch: Watch) 
 @pytest.fixture
 def with_a_device(gate: Gate) -> Iterator[Container]:
     """A container with a link to the device: it has a way out."""
-    with container(gate, KINDS["unshare"]) as there:
+    with container(gate, "unshare") as there:
         network = os.open(f"/proc/{there.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             path = f"/proc/{os.getpid()}/fd/{network}"
@@ -159,7 +200,7 @@ def test_a_container_with_a_way_out_is_refused(gate: Gate, with_a_device: Contai
 
 def test_a_device_that_comes_later_ends_it(gate: Gate) -> None:
     """Nothing is carried for a namespace that can be left by another way, and it is said which."""
-    with container(gate, KINDS["unshare"]) as there:
+    with container(gate, "unshare") as there:
         attaching = there.attach()
         attaching.says("is zone corporate")
         kernel.run(_in(there), ["ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1"])
@@ -202,7 +243,7 @@ def test_what_is_no_zone(gate: Gate, case: Refused) -> None:
 
 def test_root_in_a_container(gate: Gate, watch: Watch) -> None:
     """With every capability over its network a program takes the capture away, and is still nowhere."""
-    with container(gate, KINDS["unshare"]) as there:
+    with container(gate, "unshare") as there:
         there.attach().says("is zone corporate")
         place = _in(there)
         for target in (PUBLIC, INTRANET, RESOLVER):

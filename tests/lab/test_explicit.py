@@ -19,8 +19,9 @@ import pytest
 
 from lab import kernel
 from lab.conftest import WITHOUT
-from lab.gate import Gate, Settings, remove
+from lab.gate import LAB_RULES, Gate, Settings, remove
 from lab.kernel import Done, Place
+from lab.ssh_server import SSH_LOGIN, SSH_NAME, SshServer, ssh
 from lab.world import World
 from proxy import certificates, passwords
 
@@ -36,6 +37,14 @@ LISTEN = f"""
   runners: {{kind: http, address: "127.0.0.1:{RUNNERS}", zone: corporate, auth: {{certificates: ca.crt}},
     certificate: proxy.crt, key: proxy.key}}
 """
+RULES = (
+    LAB_RULES
+    + """
+  - id: lab-ssh
+    match: {zone: corporate, to: intranet, protocol: ssh, port: 22}
+    verdict: tunnel
+"""
+)
 TOOLS = "curl wget git npm nc.openbsd ssh chromium apt-get"
 DEBIAN_PYTHON = "/usr/bin/python3"
 REQUESTS = "import requests, sys; print(requests.get(sys.argv[1], proxies={'http': sys.argv[2], 'https': \
@@ -45,12 +54,13 @@ HTTPX = "import httpx, sys; print(httpx.Client(proxies=sys.argv[2], verify=sys.a
 
 
 @pytest.fixture(scope="module")
-def gate(world: World) -> Iterator[Gate]:
+def gate(world: World, sshd: SshServer) -> Iterator[Gate]:
     """A daemon with listeners of every kind, and files for the clients."""
     kernel.need(*TOOLS.split())
     host = world.host("root")
     people = "".join(f"  {name}: {{zones: [corporate]}}\n" for name in ("alice", "anonymous", "device1"))
-    made = Gate(host, "explicit", Settings(without=WITHOUT, people=people, listen=LISTEN))
+    settings = Settings(without=WITHOUT, people=people, listen=LISTEN, rules=RULES, secrets=sshd.secrets)
+    made = Gate(host, "explicit", settings)
     file = made.directory / "people.passwd"
     file.write_text(passwords.line("alice", b"correct horse") + "\n")
     file.chmod(0o600)
@@ -112,7 +122,6 @@ def _debian(program: str, *arguments: str) -> tuple[str, ...]:
 
 CURL, HTTP, HTTPS = ("curl", "-sS", "-m", "60"), f"http://{NAME}/", f"https://{NAME}/"
 GIT = "https://git.corp.example/git/project.git"
-SSH = ("ssh", "-v", "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o")
 FILES = f"http://{NAME}/files"
 CLIENTS = (
     Client("curl, http", (*CURL, "-x", PROXY, HTTP), "the intranet"),
@@ -185,10 +194,12 @@ def test_clients(gate: Gate, world: World, client: Client) -> None:
 
 
 def test_ssh(gate: Gate, world: World) -> None:
-    """ssh by a ProxyCommand hears a server that speaks first; the one here says no more than its banner."""
-    way = f"nc.openbsd -X connect -x 127.0.0.1:{OPEN} %h %p"
-    done = run(gate, *SSH, f"ProxyCommand={way}", "git.corp.example", "true")
-    assert "remote software version lab" in done.err, done
+    """ssh by a ProxyCommand: it enters by its key, and runs a command there."""
+    way = f"ProxyCommand=nc.openbsd -X connect -x 127.0.0.1:{OPEN} %h %p"
+    done = run(gate, *ssh(gate.directory, way), f"{SSH_LOGIN}@{SSH_NAME}", "echo entered")
+    assert (done.code, done.out) == (0, "entered\n"), done
+    end = gate.record("end", lambda row: row["name"] == SSH_NAME)
+    assert (end["protocol"], end["verdict"], end["enforcement"]) == ("ssh", "tunnel", "cooperative")
     assert not world.wire.seen()
 
 

@@ -76,9 +76,9 @@ def _is_told_that_nobody_listens(frame: Frame) -> bool:
 class Wires:
     """Both wires; `quiet` is the assertion of nearly every test."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, port: int = PORT) -> None:
         self._wires = [
-            Wire(network, device, GATEWAY, PORT, socket.IPPROTO_UDP)
+            Wire(network, device, GATEWAY, port, socket.IPPROTO_UDP)
             for network, device in ((world.net, "n-device"), (world.device, "lo"))
         ]
 

@@ -29,8 +29,8 @@ from proxy import certificates
 from proxy.certificates import Issued
 
 ROUTER, DEVICE = "10.200.1.1", "10.200.1.2"
-GATEWAY, GATEWAY_PORT = "10.200.2.2", 8443
-INTRANET, INTRANET6 = "10.77.0.80", "fd77::80"
+GATEWAY, GATEWAY6, GATEWAY_PORT = "10.200.2.2", "2001:db8:2::2", 8443
+INTRANET, INTRANET6, CODE = "10.77.0.80", "fd77::80", "10.77.0.22"
 PUBLIC, PUBLIC_TOO, PUBLIC6 = "198.51.100.80", "203.0.113.9", "2001:db8:80::80"
 RESOLVER, LAN_RESOLVER = "192.0.2.53", ROUTER
 SERVER_NAME = "gw.corp.example"
@@ -40,6 +40,7 @@ TESTS = Path(__file__).parents[1]
 HOSTS = {
     "intranet.corp.example": (INTRANET,),
     "git.corp.example": (INTRANET,),
+    "ssh.corp.example": (CODE,),
     "six.corp.example": (INTRANET6,),
     "paste.pastehub.example": (INTRANET,),
     "rebound.corp.example": ("169.254.169.254",),
@@ -153,7 +154,7 @@ class World:
 
     def _links(self) -> None:
         join(self.device, "up0", DEVICE, "2001:db8:1::2", self.net, "n-device", ROUTER, "2001:db8:1::1")
-        join(self.corp, "up0", GATEWAY, "2001:db8:2::2", self.net, "n-corp", "10.200.2.1", "2001:db8:2::1")
+        join(self.corp, "up0", GATEWAY, GATEWAY6, self.net, "n-corp", "10.200.2.1", "2001:db8:2::1")
         for network, four, six in (
             (self.device, ROUTER, "2001:db8:1::1"),
             (self.corp, "10.200.2.1", "2001:db8:2::1"),
@@ -164,15 +165,15 @@ class World:
         kernel.must(self.net, f"ip -6 addr add {PUBLIC6}/128 dev lo nodad")
         kernel.must(self.net, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
         self._routes_to_corp()
-        kernel.must(
-            self.corp, f"ip addr add {INTRANET}/32 dev lo", f"ip -6 addr add {INTRANET6}/128 dev lo nodad"
-        )
+        for address in (INTRANET, CODE):
+            kernel.must(self.corp, f"ip addr add {address}/32 dev lo")
+        kernel.must(self.corp, f"ip -6 addr add {INTRANET6}/128 dev lo nodad")
 
     def _routes_to_corp(self) -> None:
         kernel.must(
             self.net,
             "ip route add 10.77.0.0/16 via 10.200.2.2",
-            "ip -6 route add fd77::/16 via 2001:db8:2::2",
+            f"ip -6 route add fd77::/16 via {GATEWAY6}",
         )
 
     def _certificates(self) -> Names:
@@ -287,7 +288,7 @@ class Gateway:
             f"hosts:\n{hosts}"
             "allow:\n"
             '- names: ["*.corp.example", "*.pastehub.example"]\n'
-            f'  networks: ["{INTRANET}/32", "{INTRANET6}/128"]\n'
+            f'  networks: ["{INTRANET}/32", "{CODE}/32", "{INTRANET6}/128"]\n'
             "  ports: [22, 80, 443, 7000-7002]\n"
             f"{self._allow}"
             "limits: {clients: 9000, per_certificate: 9000, handshakes: 9000, per_address: 9000}\n"
