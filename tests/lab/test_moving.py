@@ -75,6 +75,7 @@ def test_small_packets(gate: Gate, watch: Watch, world: World, tmp_path: Path) -
     """What is too large for the way arrives all the same, up and down."""
     data = bytes(range(256)) * 4096
     with ExitStack() as undo:
+        undo.callback(kernel.must, world.device, "ip route flush cache")  # what it learnt of the way
         for network, device in ((world.net, "n-corp"), (world.corp, "up0")):
             kernel.must(network, f"ip link set {device} mtu {SMALL_MTU}")
             undo.callback(kernel.must, network, f"ip link set {device} mtu 1500")
