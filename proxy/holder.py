@@ -9,9 +9,11 @@ Standard library only. Argument: the descriptor of its link to the supervisor.
 
 from __future__ import annotations
 
+import _strptime  # noqa: F401  imported now: as nobody, the interpreter's files may be unreadable
 import asyncio
 import base64
-import concurrent.futures.thread  # noqa: F401  imported now: as nobody, the interpreter's files may be unreadable
+import calendar  # noqa: F401  the same
+import concurrent.futures.thread  # noqa: F401  the same
 import encodings.idna  # noqa: F401  the same
 import os
 import re
@@ -202,7 +204,9 @@ async def _probe_connection(hold: Hold, context: ssl.SSLContext, supervisor: Lin
     """One connection's life: returns when the gateway ends it as it said, raises why else it ended."""
     pause_s = hold.probe_every_ms / 1000
     async with _connection(hold, context) as (reader, writer):
-        der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        peer = writer.get_extra_info("ssl_object")
+        der = peer.getpeercert(binary_form=True)
+        expires_s = ssl.cert_time_to_seconds(peer.getpeercert()["notAfter"])
         seen = replace(NOTHING_SEEN, certificate=base64.b64encode(der).decode())
         while True:
             sent_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -217,6 +221,8 @@ async def _probe_connection(hold: Hold, context: ssl.SSLContext, supervisor: Lin
                 await asyncio.sleep(pause_s)
                 return
             await _until_next(reader, pause_s)
+            if time.time() > expires_s:
+                return  # what it has now is to be proved
 
 
 @asynccontextmanager

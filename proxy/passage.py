@@ -153,8 +153,8 @@ class Passage:
         why = str(End.FAULT)
         try:
             why = await self._relay(one, upstream, first, admission, entry, pocket)
-        except asyncio.CancelledError:
-            entry.cut_because = entry.cut_because or "the worker ends"
+        except asyncio.CancelledError as error:
+            entry.cut_because = entry.cut_because or str(error) or "the worker ends"
             raise
         finally:
             reset()

@@ -86,7 +86,9 @@ class Explicitly:
         room: Callable[[], bool] = more.pop("room", lambda: True)
         kind = more.pop("kind", "http")
         assert not more
-        self.explicit = Explicit(kind, self.sock, house, context, Backlog(), most, room)
+        self.now = datetime.now(UTC)
+        now = lambda: self.now  # noqa: E731
+        self.explicit = Explicit(kind, self.sock, house, context, Backlog(), most, room, now)
 
     def _new_flow(self, login: Login, host: str | IPAddress | None, port: int) -> Flow:
         at = datetime(2026, 1, 5, 12, tzinfo=UTC)

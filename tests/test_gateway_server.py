@@ -257,6 +257,26 @@ def test_a_revoked_client_is_cut_at_once_and_nobody_else(run: Run, site: Site, t
     run(main())
 
 
+def test_a_certificate_that_expires_takes_its_connections_along(run: Run, site: Site, tmp_path: Path) -> None:
+    async def main() -> None:
+        context = site.for_client(issue_client(site.authority, "short", now=NOW, days=2), tmp_path)
+        async with destination(echo) as port, corporate_end(site, tmp_path) as end:
+            mine = await end.tunnel("site.example", port)
+            theirs = await end.tunnel("site.example", port, context)
+            end.gateway.cut_expired(NOW + timedelta(days=1))
+            await theirs.write(b"x")
+            assert await theirs.read() == b"x"
+            end.gateway.cut_expired(NOW + timedelta(days=2, seconds=1))
+            await reset(theirs)
+            await mine.write(b"still here")
+            assert await mine.read() == b"still here"
+            mine.abort()
+            await end.eventually(lambda: len(end.lines("end")) == 2)
+            assert end.lines("end")[0]["because"] == "the client's certificate has expired"
+
+    run(main())
+
+
 def test_a_file_of_revocations_that_nobody_can_read_lets_nobody_in(
     run: Run, site: Site, tmp_path: Path
 ) -> None:

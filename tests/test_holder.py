@@ -175,6 +175,29 @@ def test_a_good_gateway_is_seen_again_and_again(site: Site) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("expires", [False, True])
+def test_a_certificate_that_expires_is_asked_for_again(site: Site, expires: bool) -> None:
+    """Also after years on one connection: what is attested is what the gateway has now."""
+    connections = 0
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await answer_always(reader, writer)
+
+    async def main() -> None:
+        later = "import time; time.time = lambda: 4e9; " if expires else ""
+        async with (
+            gateway(site.for_server(), behave) as port,
+            holder(site, replace(SETUP, port=port), before=later) as held,
+        ):
+            for _ in range(4):
+                assert (await held.news()).words == "answering"
+        assert connections >= 3 if expires else connections == 1
+
+    run(main())
+
+
 @dataclass(frozen=True, slots=True)
 class Impostor:
     sentence: str

@@ -15,6 +15,7 @@ import ssl
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from ipaddress import ip_address
 
 from cryptography import x509
@@ -35,13 +36,17 @@ ACCEPTED_PER_TURN = 64
 MAX_WAITING = 512
 TLS_LIMIT_S = 10.0
 PAUSE_S = 0.1
+LOOK_S = 1.0  # for certificates that expire; by the clock on the wall, which may be set
+EXPIRED = "the client's certificate has expired"
 _RESET = struct.pack("ii", 1, 0)
 _CONVERSATIONS = {"http": web.converse, "socks5": socks.converse}
 
 
 class Explicit:
-    """A listener until `close`. With a `context` clients prove a certificate. One address has at most `most`
-    connections; `room` says whether the worker can take one more."""
+    """A listener until `close`. With a `context` clients prove a certificate, and are cut when it expires.
+
+    One address has at most `most` connections; `room` says whether the worker can take one more.
+    """
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class Explicit:
         backlog: Backlog,
         most: int,
         room: Callable[[], bool],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.house = house
         self._converse = _CONVERSATIONS[kind]
@@ -61,9 +67,13 @@ class Explicit:
         self._tasks: set[asyncio.Task[None]] = set()
         self._of_address: Counter[IPAddress] = Counter()
         self._waiting: dict[asyncio.Task[None], None] = {}
+        self._now = now
+        self._until: dict[asyncio.Task[None], datetime] = {}
         self._closed = False
         sock.setblocking(False)
         self._loop.add_reader(sock, self._accept)
+        if context is not None:
+            self._look()
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -117,11 +127,22 @@ class Explicit:
         """One that was cut before its first step has closed nothing yet."""
         self._tasks.discard(task)
         self._waiting.pop(task, None)
+        self._until.pop(task, None)
         self._of_address[address] -= 1
         if not self._of_address[address]:
             del self._of_address[address]
         if sock.fileno() >= 0:
             _reset(sock)
+
+    def _look(self) -> None:
+        """Cut those whose certificate has expired, again and again until the listener is closed."""
+        if self._closed:
+            return
+        now = self._now()
+        for task, until in self._until.items():
+            if now > until:
+                task.cancel(EXPIRED)
+        self._loop.call_later(LOOK_S, self._look)
 
     def _resume(self) -> None:
         if not self._closed:
@@ -149,18 +170,21 @@ class Explicit:
                     client = tls = await tls_server(sock, self._context, TLS_LIMIT_S, self._backlog)
             except ConnectionError:
                 return
-            login = self._of_certificate(tls.peer_der)
+            login, self._until[task] = self._of_certificate(tls.peer_der)
         self._waiting.pop(task, None)
         guest = Guest(client, address, login, functools.partial(self._waited, task))
         await self._converse(guest, self.house)
 
-    def _of_certificate(self, der: bytes) -> Login | Refusal:
-        """Whoever the certificate names, in its one common name."""
+    def _of_certificate(self, der: bytes) -> tuple[Login | Refusal, datetime]:
+        """Whoever the certificate names, in its one common name, and until when."""
         name: str | bytes = ""
+        until = datetime.min.replace(tzinfo=UTC)
         with contextlib.suppress(ValueError):
-            names = x509.load_der_x509_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+            certificate = x509.load_der_x509_certificate(der)
+            until = certificate.not_valid_after_utc
+            names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
             name = names[0].value if len(names) == 1 else ""
-        return self.house.logins.known(name if isinstance(name, str) else "")
+        return self.house.logins.known(name if isinstance(name, str) else ""), until
 
 
 def server_side(clients: bytes, certificate: bytes, key: bytes) -> ssl.SSLContext:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from ipaddress import ip_network
 
 from proxy.addresses import IPNetwork, inner
 from proxy.flow import IPAddress
 
 ANY_NAME = "*"
+FOR_EVER = datetime.max.replace(tzinfo=UTC)
 
 # Never reached through a network that merely contains them: only one that lies within the block names it.
 SENSITIVE: tuple[IPNetwork, ...] = tuple(
@@ -40,11 +42,12 @@ SENSITIVE: tuple[IPNetwork, ...] = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who a verified certificate speaks for. `serial` is in lower-case hexadecimal digits."""
+    """Who a verified certificate speaks for, and until when. `serial` is in lower-case hexadecimal digits."""
 
     name: str
     fingerprint: str
     serial: str
+    until: datetime = FOR_EVER
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """All clients of a gateway: who may come in, how many, and for how long.
 
-It accepts, has certificates proved, keeps the bounds, and cuts: the revoked at once, the idle after a
-while, everybody at the end. It knows nothing of requests and destinations.
+It accepts, has certificates proved, keeps the bounds, and cuts: the revoked and the expired at once, the idle
+after a while, everybody at the end. It knows nothing of requests and destinations.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import count
 
 from cryptography import x509
@@ -27,7 +28,7 @@ from proxy.gateway.log import Log
 from proxy.gateway.revoked import Revocations
 
 HANDSHAKE_LIMIT_S = 10.0
-_REVOCATION_EVERY_S = 0.5
+_REVOCATION_EVERY_S, _EXPIRY_EVERY_S = 0.5, 1.0
 _PAUSE_S = 0.1
 _LEAVING = 64
 _ACCEPTS_AT_ONCE = 64
@@ -68,6 +69,7 @@ class Gateway:
             self._loop.add_reader(listener.fileno(), self._accept, listener)
         watching = [
             asyncio.create_task(self._each(_REVOCATION_EVERY_S, self.refresh_revocations)),
+            asyncio.create_task(self._each(_EXPIRY_EVERY_S, lambda: self.cut_expired(datetime.now(UTC)))),
             asyncio.create_task(
                 self._each(min(self._limits.idle_s / 4, 30), lambda: self.cut_idle(self._loop.time()))
             ),
@@ -93,6 +95,12 @@ class Gateway:
         for guest in cut:
             guest.cut("the client's certificate was revoked")
         self._log.note("revocations", trouble=self._revocations.trouble, cut=len(cut))
+
+    def cut_expired(self, now: datetime) -> None:
+        """Cut whose certificate has expired since it was proved."""
+        for guest in tuple(self.guests):
+            if now > guest.client.until:
+                guest.cut("the client's certificate has expired")
 
     def cut_idle(self, now: float) -> None:
         """Cut the connections on which nothing has moved for the idle limit; `now` counts seconds."""
@@ -225,4 +233,5 @@ def client_of(der: bytes) -> Client:
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         if len(names) == 1 and isinstance(names[0].value, str) and names[0].value.isprintable():
             name = names[0].value
-    return Client(name, fingerprint(der), f"{certificate.serial_number:x}")
+    serial, until = f"{certificate.serial_number:x}", certificate.not_valid_after_utc
+    return Client(name, fingerprint(der), serial, until)

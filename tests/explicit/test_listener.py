@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -183,5 +183,40 @@ def test_a_certificate_says_who_it_is(run: Run, proxy: Make, site: Site, tmp_pat
             assert await there.say(get(there.port)) != b"HTTP/1.1 200 "
             await there.quiet()
             assert [record.user for record in there.verdicts()] == ["laptop", "anonymous"]
+
+    run(main())
+
+
+def test_a_certificate_that_expires_takes_its_connections_along(
+    run: Run, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "LOOK_S", 0.01)
+    now = datetime.now(UTC)
+    files = [site.authority.pem.encode(), *(file.read_bytes() for file in site.server_files)]
+    short, long = (issue_client(site.authority, "laptop", now=now, days=days) for days in (30, 60))
+
+    async def main() -> None:
+        async with explicitly(site, tmp_path, tls=files, auth="certificates") as there:
+
+            async def through(issued: Issued) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+                client = await asyncio.open_connection(
+                    *there.address, ssl=shows(site, issued, tmp_path), server_hostname="gate.example"
+                )
+                client[1].write(
+                    b"CONNECT site.example:%d HTTP/1.1\r\nHost: site.example:%d\r\n\r\n" % ((there.port,) * 2)
+                )
+                assert b" 200 " in await client[0].readuntil(b"\r\n\r\n")
+                return client
+
+            (reader, writer), (other, others) = await through(short), await through(long)
+            there.now = now + timedelta(days=31)
+            with suppress(ConnectionError, ssl.SSLError):
+                assert await reader.read() == b""
+            others.write(b"still here")
+            assert await other.readexactly(10) == b"still here"
+            (end,) = there.ends()
+            assert end.why == "cut by the gate: the client's certificate has expired"
+            for one in (writer, others):
+                one.transport.abort()
 
     run(main())
