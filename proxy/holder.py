@@ -9,7 +9,7 @@ Standard library only. Argument: the descriptor of its link to the supervisor.
 
 from __future__ import annotations
 
-import _strptime  # noqa: F401  imported now: as nobody, the interpreter's files may be unreadable
+import _strptime  # type: ignore[import-not-found]  # noqa: F401  imported now: nobody may read these files
 import asyncio
 import base64
 import calendar  # noqa: F401  the same
