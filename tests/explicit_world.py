@@ -136,7 +136,7 @@ class Explicitly:
 
     async def quiet(self) -> None:
         """Wait until nobody is connected."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             while len(self.explicit):
                 await asyncio.sleep(0.005)
 

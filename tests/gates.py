@@ -21,7 +21,7 @@ from proxy import ipc
 from proxy.demo.site import make_site
 from proxy.messages.admin import TO_COMMAND, Denied, Enter, Entered, ToCommand
 
-LIMIT_S = 30.0
+LIMIT_S = 90.0
 
 
 class Gate:
@@ -29,9 +29,9 @@ class Gate:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        with socket.socket() as nobody:
-            nobody.bind(("127.0.0.1", 0))
-            self.config = make_site(directory, directory / "run", nobody.getsockname()[1]).gate
+        self._nobody = socket.socket()  # never listens; whoever else had the port would answer there
+        self._nobody.bind(("127.0.0.1", 0))
+        self.config = make_site(directory, directory / "run", self._nobody.getsockname()[1]).gate
         self.socket = directory / "run" / "admin.sock"
         self.environment = {
             **os.environ,
@@ -105,11 +105,12 @@ class Gate:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 try:
-                    process.communicate(timeout=15)
+                    process.communicate(timeout=LIMIT_S)
                 except subprocess.TimeoutExpired:
                     process.kill()
             process.communicate(timeout=LIMIT_S)
         self._notify.close()
+        self._nobody.close()
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ from proxy.purse import Accounts
 from proxy.recording import Recorder
 from proxy.visitor import Visitor
 
-NAME, LIMIT_S = "site.example", 50.0
+NAME, LIMIT_S = "site.example", 90.0
 POLICY = b"""
 policy: 1
 name: inspection

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
@@ -21,10 +23,10 @@ LOOPS = ("asyncio", "uvloop")
 
 
 def runner(loop: str) -> Run:
-    """Runs a coroutine to its end under `loop`; one that hangs fails after a minute."""
+    """Runs a coroutine to its end under `loop`; one that hangs fails after two minutes."""
 
     async def limited(main: Coroutine[Any, Any, None]) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             await main
 
     def run(main: Coroutine[Any, Any, None]) -> None:
@@ -46,6 +48,15 @@ def pair() -> tuple[socket.socket, socket.socket]:
         server, _ = listener.accept()
         server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
     return client, server
+
+
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    """A port that nobody has, of those that the kernel gives to nobody who asks for any."""
+    while True:
+        port = random.randrange(20_000, 32_000)  # net.ipv4.ip_local_port_range begins behind them
+        with socket.socket(type=kind) as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 async def turns(count: int = 50) -> None:

@@ -86,7 +86,7 @@ class Zone:
     def tcp(self, host: str, port: int, says: bytes = b"") -> Any:
         """Connect, speak, and give what is heard to the end; the name of an error where there is one."""
         return self.do(
-            f"sock = socket.create_connection(({host!r}, {port}), 20); sock.sendall({says!r})\n"
+            f"sock = socket.create_connection(({host!r}, {port}), 60); sock.sendall({says!r})\n"
             "said = b''\nwhile data := sock.recv(65536): said += data\nsock.close()"
         )
 

@@ -209,9 +209,9 @@ def test_names_are_answered_on_both_transports_and_lead_to_their_flow(
         "import struct\n"
         "head, tail = struct.pack('!6H', 7, 256, 1, 0, 0, 0), struct.pack('!2H', 1, 1)\n"
         "query = head + b'\\4site\\7example\\0' + tail\n"
-        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.settimeout(20)\n"
+        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.settimeout(60)\n"
         "u.sendto(query, ('192.0.2.53', 53)); one = u.recv(512)[-4:]; u.close()\n"
-        "t = socket.create_connection(('192.0.2.53', 53), 20)\n"
+        "t = socket.create_connection(('192.0.2.53', 53), 60)\n"
         "t.sendall(struct.pack('!H', len(query)) + query)\n"
         "two = t.recv(512)[-4:]; t.close(); said = (one == two, socket.inet_ntoa(one))"
     )
@@ -228,11 +228,11 @@ def test_names_are_answered_on_both_transports_and_lead_to_their_flow(
 
 # -- bounds ------------------------------------------------------------------------------------------
 
-OPEN = "held = [socket.create_connection(('192.0.2.7', 80), 20) for _ in range({})]; said = len(held)"
+OPEN = "held = [socket.create_connection(('192.0.2.7', 80), 60) for _ in range({})]; said = len(held)"
 ENDED = """
 said = 0
 for sock in held:
-    sock.settimeout(20)
+    sock.settimeout(60)
     try:
         said += sock.recv(1) == b""
     except ConnectionResetError:

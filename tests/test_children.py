@@ -111,7 +111,7 @@ def test_ending_is_for_good_and_may_be_said_twice() -> None:
     asyncio.run(main())
 
 
-def ended(pipe: int, limit_s: float = 20) -> bool:
+def ended(pipe: int, limit_s: float = 90) -> bool:
     """Whether nobody has the other end of a pipe, or soon will have let go of it."""
     readable = bool(select.select([pipe], [], [], limit_s)[0])
     with os.fdopen(pipe, "rb", buffering=0) as read:

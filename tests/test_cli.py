@@ -258,7 +258,7 @@ def test_cleanup_ends_what_a_killed_daemon_left(there: Gate) -> None:
     there.daemon.wait()
     assert not gone(bubble.pid), "the bubble stays, shut in"
     assert there.run("cleanup") == (0, "ended 1 bubble\n", "")
-    assert bubble.wait(30) != 0
+    assert bubble.wait(90) != 0
     assert list((there.directory / "run").iterdir()) == []
     assert there.run("cleanup") == (0, "ended 0 bubbles\n", "")
 

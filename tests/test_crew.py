@@ -28,7 +28,7 @@ from proxy.segments import Segments
 from proxy.site import load_site, setup_of
 from proxy.tunnels.keeper import Keeper
 
-LIMIT_S = 30
+LIMIT_S = 90
 AWAY = b"HTTP/1.1 503"
 
 

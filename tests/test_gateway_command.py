@@ -46,7 +46,7 @@ def started(directory: Path) -> Iterator[subprocess.Popen[str]]:
     """The gateway, once it has told its service manager that it is ready."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(directory / "notify"))
-        manager.settimeout(60)
+        manager.settimeout(90)
         environment = {**os.environ, "NOTIFY_SOCKET": str(directory / "notify")}
         with subprocess.Popen(
             [*COMMAND, directory / "gateway.yaml"], env=environment, stderr=subprocess.PIPE, text=True
@@ -70,7 +70,7 @@ def test_it_says_that_it_listens_and_ends_on_sigterm(directory: Path) -> None:
         while not (directory / "gateway.log").exists():
             os.sched_yield()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(90) == 0
         assert process.stderr.read() == ""
     first, last = (json.loads((directory / name).read_text()) for name in ("gateway.log.1", "gateway.log"))
     assert (first["what"], last["what"]) == ("started", "stopped")
@@ -96,7 +96,7 @@ def test_it_serves_on_the_sockets_of_a_service_manager(directory: Path) -> None:
             assert process.stderr is not None
             assert f"listening on 127.0.0.1:{listener.getsockname()[1]}, key" in process.stderr.readline()
             process.terminate()
-            assert process.wait(60) == 0
+            assert process.wait(90) == 0
 
 
 @dataclass(frozen=True)

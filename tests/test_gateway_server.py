@@ -441,6 +441,7 @@ def test_a_client_that_reads_nothing_makes_nothing_grow(run: Run, site: Site, tm
         async with destination(flood) as port, corporate_end(site, tmp_path) as end:
             tunnel = await end.tunnel("site.example", port)
             (guest,) = end.gateway.guests
+            await end.eventually(lambda: guest.counts.downloaded)
             last = -1
             while guest.counts.downloaded != last:
                 last = guest.counts.downloaded

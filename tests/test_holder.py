@@ -24,7 +24,7 @@ from proxy.certificates import issue_client, issue_server, make_authority, write
 from proxy.link import Link
 from proxy.messages.holding import Dial, Dialled, Evidence, Hold, Serve, TunnelSetup
 
-LIMIT_S = 30.0
+LIMIT_S = 90.0
 SETUP = TunnelSetup("gw", "127.0.0.1", 0, "gate.example", (), False)
 
 type Behave = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

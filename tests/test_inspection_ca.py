@@ -112,7 +112,7 @@ def test_openssl_finds_nothing_wrong_with_the_chain(directory: Path, tmp_path: P
     (tmp_path / "chain.pem").write_bytes(leaf.pem())
     command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-CAfile", "root.pem"]
     done = subprocess.run(
-        [*command, "-untrusted", "chain.pem", "chain.pem"], cwd=tmp_path, capture_output=True, timeout=20
+        [*command, "-untrusted", "chain.pem", "chain.pem"], cwd=tmp_path, capture_output=True, timeout=90
     )
     assert done.returncode == 0, done.stderr
 

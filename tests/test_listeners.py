@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from loopback import free_port
 
 from proxy import ipc, listeners, passwords
 from proxy.certificates import issue_server, make_authority, write_issued
@@ -149,12 +150,6 @@ def site(tmp_path: Path) -> MakeSite:
 
 ALICE = "  alice: {zones: [corporate]}\n"
 WEB = 'web: {kind: http, address: "127.0.0.1:%d", zone: corporate, auth: {passwords: people.passwd}}'
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
 
 
 def logins(directory: Path, text: str = "", mode: int = 0o600) -> None:

@@ -279,7 +279,7 @@ def test_status_tells_users_their_own(make: Callable[[], Ledger]) -> None:
 
 def run(main: object) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             await main  # type: ignore[misc]  # a coroutine
 
     asyncio.run(limited())

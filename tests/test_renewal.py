@@ -160,7 +160,7 @@ def test_it_is_tried_again_until_the_gateway_takes_it(
 
     async def main() -> None:
         following = asyncio.create_task(follow(tunnel, keeper, told.append, said.append))  # type: ignore[arg-type] # a fake
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             put(tunnel, client(site))
             while not told:
                 await asyncio.sleep(0.001)

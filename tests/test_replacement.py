@@ -6,12 +6,16 @@ import asyncio
 import contextlib
 import gc
 import sys
+import threading
 import weakref
-from itertools import count
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from loopback import turns
 
+from proxy import replacement
+from proxy.addresses import IPNetwork
 from proxy.policy import Policy, Problems, load
 from proxy.policy.source import Map, Node, Scalar, Seq, read, release
 from proxy.replacement import FREED_PER_TURN, let_go, load_beside
@@ -19,23 +23,32 @@ from proxy.replacement import FREED_PER_TURN, let_go, load_beside
 SHIPPED = Path(__file__).parents[1] / "policies" / "corporate.policy.yaml"
 
 
-async def turns_during[T](work: asyncio.Task[T]) -> int:
-    """How often the loop turns until some work is done."""
-    for turns in count():
-        if work.done():
-            return turns
-        await asyncio.sleep(0)
-    raise AssertionError
+def test_the_loop_turns_while_a_policy_is_made_and_the_policy_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is begun, the loop goes on as long as it likes, and only then it is made."""
+    begun, go_on = threading.Event(), threading.Event()
 
+    def load_at_a_word(text: bytes, file: str, networks: Iterable[IPNetwork]) -> Policy:
+        begun.set()
+        assert threading.current_thread() is not threading.main_thread(), "it is made in the loop itself"
+        go_on.wait()
+        return load(text, file, networks)
 
-def test_the_loop_turns_while_a_policy_is_made_and_the_policy_is_the_same() -> None:
-    async def scenario() -> tuple[Policy, int]:
+    monkeypatch.setattr(replacement, "load", load_at_a_word)
+
+    async def scenario() -> Policy:
         work = asyncio.create_task(load_beside(SHIPPED.read_bytes(), "p"))
-        turns = await turns_during(work)
-        return work.result(), turns
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        try:
+            await turns()
+            assert not work.done()
+        finally:
+            go_on.set()
+        return await work
 
-    policy, turns = asyncio.run(scenario())
-    assert turns > 1, "it was made in the loop itself"
+    policy = asyncio.run(scenario())
     assert policy.model == load(SHIPPED.read_bytes(), "p").model
 
 

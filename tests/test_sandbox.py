@@ -17,7 +17,7 @@ import pytest
 
 from proxy import ipc, sandbox, syscalls
 
-LIMIT_S = 30
+LIMIT_S = 90
 # Makes many attempts and says for each what came of it: 0 or an errno. Runs with the standard library only.
 PROBE = r"""
 import ctypes, errno, json, os, socket, sys

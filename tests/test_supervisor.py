@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from first_words import request
-from gates import Gate, Guest, gate, wait_gone
+from gates import LIMIT_S, Gate, Guest, gate, wait_gone
 from own_namespaces import NOBODY, Zone, namespaces_of, process, zone
 
 from proxy import chain, ipc
@@ -49,7 +49,7 @@ def address_of(there: Zone, name: str = "site.example") -> object:
     return there.do(
         "import struct\n"
         f"query = struct.pack('!6H', 7, 256, 1, 0, 0, 0) + {labels!r} + struct.pack('!2H', 1, 1)\n"
-        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.settimeout(20)\n"
+        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.settimeout(60)\n"
         "u.sendto(query, ('192.0.2.53', 53)); said = socket.inet_ntoa(u.recv(512)[-4:]); u.close()"
     )
 
@@ -193,7 +193,7 @@ def test_stop_sends_bubbles_home(there: Gate, ground: Zone) -> None:
     stopping = there.start("stop")
     assert guest.hear() == Leave()
     guest.leave()
-    assert stopping.wait(30) == 0
+    assert stopping.wait(LIMIT_S) == 0
     assert there.ended()[0] == 0
     while visit(ground) != SHUT:
         pass

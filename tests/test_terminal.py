@@ -19,7 +19,7 @@ from descriptors import open_descriptors
 
 from proxy.terminal import _Pump
 
-LIMIT_S = 30
+LIMIT_S = 90
 # What becomes of standard input, output and error, as a process sees it that has them.
 KINDS = """
 import json, os, stat, sys

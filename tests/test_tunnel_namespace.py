@@ -48,7 +48,7 @@ def tell(code: str, *, ordinary: bool) -> Any:
     """What a process in a namespace of its own says, as JSON."""
     start = "host_user()\n" if ordinary and os.geteuid() == 0 else ""
     command = [sys.executable, "-I", "-c", HEAD + start + code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -52,7 +52,7 @@ def set_up() -> None:
 
 
 def run(command: str) -> str:
-    done = subprocess.run(command.split(), capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command.split(), capture_output=True, text=True, timeout=90, check=False)
     return (done.stdout + done.stderr).strip()
 
 

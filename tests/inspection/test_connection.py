@@ -350,7 +350,7 @@ def test_streams_both_ways(site: Site, tmp_path: Path) -> None:
             for number in range(3):
                 program.core.send_data(stream, b"message %d;" % number)
                 await program.flush()
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(90):
                     while b"message %d;" % number not in program.body.get(stream, b""):
                         await program.step()
             program.core.end_stream(stream)

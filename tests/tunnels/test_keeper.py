@@ -29,7 +29,7 @@ from proxy.site import Secret, TunnelFiles
 from proxy.tunnels.base import MAX_AGE_NS, Attestation
 from proxy.tunnels.keeper import Keeper
 
-LIMIT_S = 40
+LIMIT_S = 90
 
 
 @pytest.fixture(scope="module")
