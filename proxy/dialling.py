@@ -17,7 +17,7 @@ from typing import Any
 
 from proxy import ipc
 from proxy.link import Link
-from proxy.messages.holding import Dial, Dialled
+from proxy.messages.holding import Dial, Dialled, written
 
 CONNECT_LIMIT_S = 3.0
 MAX_DIALLING = 256  # sockets that are being connected for one worker at a time
@@ -39,6 +39,7 @@ async def connect(host: str, port: int, limit_s: float) -> socket.socket:
     A gateway with several addresses is tried at each: those that are left share the time that is left.
     """
     loop = asyncio.get_running_loop()
+    gateway = written(host, port)
     deadline = loop.time() + limit_s
     try:
         async with asyncio.timeout_at(deadline):
@@ -53,12 +54,12 @@ async def connect(host: str, port: int, limit_s: float) -> socket.socket:
                     trouble = error
             raise trouble
     except TimeoutError as error:
-        raise PeerBroken(f"{host}:{port} did not answer in {limit_s:g} s") from error
+        raise PeerBroken(f"{gateway} did not answer in {limit_s:g} s") from error
     except socket.gaierror as error:
-        raise PeerBroken(f"{host}:{port} has no address here; check the tunnel's gateway") from error
+        raise PeerBroken(f"{gateway} has no address here; check the tunnel's gateway") from error
     except OSError as error:
         raise PeerBroken(
-            f"{host}:{port} cannot be reached: {os.strerror(error.errno) if error.errno else error}"
+            f"{gateway} cannot be reached: {os.strerror(error.errno) if error.errno else error}"
         ) from error
 
 

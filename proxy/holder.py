@@ -165,9 +165,7 @@ async def _probe_for_ever(hold: Hold, context: ssl.SSLContext, supervisor: Link[
             supervisor.send(Evidence("", 0, broken=True, wrong_peer=True, words=str(error)))
             await asyncio.sleep(SLOW_RETRY_S)
         except TimeoutError:
-            words = (
-                f"no answer from {hold.tunnel.host}:{hold.tunnel.port} in {hold.probe_limit_ms / 1000:g} s"
-            )
+            words = f"no answer from {hold.tunnel.endpoint} in {hold.probe_limit_ms / 1000:g} s"
             supervisor.send(Evidence("", 0, broken=False, wrong_peer=False, words=words))
         except Exception as error:  # whatever a gateway does to it, the probe goes on
             supervisor.send(Evidence("", 0, broken=True, wrong_peer=False, words=_in_words(error)))

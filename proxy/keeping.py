@@ -63,7 +63,7 @@ class Tunnels:
             for worker in self._workers_of(keeper):
                 worker.lease(_lease(keeper, judged))
             setup = keeper.setup
-            words = f"tunnel {setup.name} ({setup.host}:{setup.port}) is {judged.state}"
+            words = f"tunnel {setup.name} ({setup.endpoint}) is {judged.state}"
             if judged.words != judged.state:
                 words += f": {judged.words}"
             # A stale tunnel's words count the seconds; that it is stale is said once.

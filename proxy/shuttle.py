@@ -12,6 +12,8 @@ import contextlib
 import os
 import socket
 
+from proxy.messages.holding import written
+
 DATAGRAMS_PER_TURN = 64
 BUFFER_BYTES = 4 << 20
 _DATAGRAM_BYTES = 65_536
@@ -39,13 +41,13 @@ async def endpoint_socket(host: str, port: int) -> socket.socket:
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
         return sock
-    raise OSError(f"{host}:{port} cannot be reached: {words}")
+    raise OSError(f"{written(host, port)} cannot be reached: {words}")
 
 
 def peer_of(sock: socket.socket) -> str:
     """Where a socket is connected to, as WireGuard writes it."""
     host, port = sock.getpeername()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return written(host, port)
 
 
 class Shuttle:

@@ -173,7 +173,7 @@ def _tunnel(daemon: Daemon, name: str) -> dict[str, Any]:
         age = round((time.clock_gettime_ns(time.CLOCK_BOOTTIME) - now.proof_at_ns) / 1e9, 2)
     return {
         "kind": keeper.setup.kind,
-        "gateway": f"{keeper.setup.host}:{keeper.setup.port}",
+        "gateway": keeper.setup.endpoint,
         "state": now.state.value,
         "attested": now.state is TunnelState.ATTESTED,
         "words": now.words,

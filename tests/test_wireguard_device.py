@@ -24,10 +24,12 @@ class Tools:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
-        self.says = ""
+        self.says, self.refuses = "", "nothing"
 
     async def __call__(self, command: Sequence[str], *, fds: Sequence[int] = (), text: str = "") -> str:
         self.asked.append((" ".join(command), text))
+        if self.refuses in self.asked[-1][0]:
+            raise wireguard_device.DeviceError("refused")
         return self.says
 
 
@@ -111,6 +113,54 @@ def test_only_where_every_port_is_free_one_is_taken(
     assert not any(key in command for command, _ in tools.asked for key in (OWN, PSK)), (
         "no key is an argument"
     )
+
+
+async def _made(device: WireguardDevice) -> None:
+    """Make it as root does, and end it, whatever came of it."""
+    try:
+        await device.make("[2001:db8::1]:51820", Namespaces(net=7), 8)
+    finally:
+        await device.end()
+
+
+def test_a_device_of_the_kernel(tools: Tools) -> None:
+    """Made where its socket is to stay, told of its peer, and moved; nothing is started, and nothing ends."""
+    device = WireguardDevice("zg0", SETUP, [OWN])
+    asyncio.run(_made(device))
+    assert [command for command, _ in tools.asked] == [
+        "ip link add zg0 type wireguard",
+        "nsenter --mount=/proc/self/fd/8 --preserve-credentials -- wg setconf zg0 /dev/stdin",
+        "ip link set zg0 netns /proc/self/fd/7",
+    ]
+    assert "Endpoint = [2001:db8::1]:51820\n" in tools.asked[1][1]
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(device.ended(), 0.01))
+    assert not look(tools, dump(peer()), device).altered
+    inside = "nsenter --mount=/proc/self/fd/8 --net=/proc/self/fd/7 --preserve-credentials --"
+    assert tools.asked[-1][0] == f"{inside} wg show zg0 dump"
+
+
+@pytest.mark.parametrize("refused", ["wg setconf", "ip link set"])
+def test_a_device_of_the_kernel_that_stays_here_is_taken_away(tools: Tools, refused: str) -> None:
+    """Where it could not be told of its peer, or not be moved: it would be a device of the host."""
+    tools.refuses = refused
+    with pytest.raises(OSError, match="refused"):
+        asyncio.run(_made(WireguardDevice("zg0", SETUP, [OWN])))
+    assert tools.asked[-1][0] == "ip link del zg0"
+
+
+def test_a_kernel_without_wireguard(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wireguard-go makes the device in the host's network; it is told of its peer and moved all the same."""
+    started: list[object] = []
+
+    async def start(self: WireguardDevice, entry: tuple[Sequence[str], Sequence[int]]) -> None:
+        started.append(" ".join(entry[0]))
+
+    monkeypatch.setattr(WireguardDevice, "_start", start)
+    tools.refuses = "ip link add"
+    asyncio.run(_made(WireguardDevice("zg0", SETUP, [OWN])))
+    assert started == ["nsenter --mount=/proc/self/fd/8 --preserve-credentials --"]
+    assert [command.split()[-1] for command, _ in tools.asked[1:]] == ["/dev/stdin", "/proc/self/fd/7"]
 
 
 def test_a_tool_that_is_not_there_is_named() -> None:

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 
+def written(host: str, port: int) -> str:
+    """`host:port`, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What is asked of the peer's side every second: `kind` is icmp (port 0), dns or tcp."""
@@ -45,6 +50,11 @@ class TunnelSetup:
     kind: str = "mtls"
     packets: PacketSetup | None = None
     must_admit: str = ""
+
+    @property
+    def endpoint(self) -> str:
+        """Where its peer is, as the site file has it."""
+        return written(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)
