@@ -6,7 +6,7 @@ BIN   := $(VENV)/bin
 RUN_TOOLS  := bwrap:bubblewrap nft:nftables ip:iproute2 libseccomp.so.2:libseccomp2 curl:curl wg:wireguard-tools wireguard-go:wireguard-go
 TEST_TOOLS := openssl:openssl git:git ssh:openssh-client sshd:openssh-server tcpdump:tcpdump dig:bind9-dnsutils tmux:tmux setpriv:util-linux wget:wget npm:npm nc.openbsd:netcat-openbsd /usr/lib/python3/dist-packages/requests:python3-requests /usr/lib/python3/dist-packages/httpx:python3-httpx systemd-analyze:systemd haproxy:haproxy tinyproxy:tinyproxy-bin apache2:apache2-bin squid:squid-openssl chromium:chromium node:nodejs iperf3:iperf3 crun:crun
 
-.PHONY: help demo test lint fuzz setup setup-test debian-run debian-test clean
+.PHONY: help demo test lab-long lint fuzz setup setup-test debian-run debian-test clean
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t16
 
@@ -15,6 +15,9 @@ demo: setup      ## a bubble, a gate and a corporate end on this machine, with r
 
 test: setup-test lint ## everything: lint, types, import contract, all tests
 	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
+
+lab-long: setup-test ## the lab at length, most of an hour: every process killed at every step of its start, 200 flaps
+	$(BIN)/pytest -s $(or $(LAB),tests/lab/long_life.py)
 
 lint: setup-test ## ruff, mypy strict, the floors
 	$(BIN)/ruff check .

@@ -99,6 +99,9 @@ async def _hold(sock: socket.socket, hold: HoldPackets, keys: Sequence[str], mou
             stay_s = outer.say_lost(working.exception())
             await asyncio.wait({hearing}, timeout=stay_s)
     finally:
+        for task in (hearing, working):
+            task.cancel()
+        await asyncio.gather(hearing, working, return_exceptions=True)
         await outer.end()
 
 

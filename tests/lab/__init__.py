@@ -6,7 +6,10 @@
     world       the three namespaces, certificates, servers and the gateway; the host of one user
     gate        one daemon, its bubbles, its status and its records
     weakened    the product with one defence taken out, for the positive controls
+    stepping    what has a process of the product stop at a step of its start; `stops` hears of them
     programs/   what runs inside bubbles (and, for the controls, outside)
+
+`make lab-long` runs long_life: every step of every process, every flap.
 
 Needs root. Everything started is ended by its pid; a missing tool fails.
 """

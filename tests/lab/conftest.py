@@ -11,6 +11,7 @@ import pytest
 
 from lab import kernel
 from lab.gate import Gate, Settings, remove
+from lab.packet_peer import Peer, Wires
 from lab.ssh_server import SshServer
 from lab.weakened import BY_THE_LAB, WEAKENINGS
 from lab.world import Gateway, Host, World
@@ -155,3 +156,24 @@ class Watch:
 def watch(world: World) -> Watch:
     """The wire of the device."""
     return Watch(world)
+
+
+@pytest.fixture(scope="module")
+def peer(world: World) -> Iterator[Peer]:
+    """The corporate end of a WireGuard tunnel."""
+    made = Peer(world)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def wires(world: World) -> Iterator[Wires]:
+    """The wires of a device with a WireGuard tunnel, watched from the beginning of the test."""
+    made = Wires(world)
+    made.seen()
+    try:
+        yield made
+    finally:
+        made.close()

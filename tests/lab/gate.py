@@ -25,7 +25,7 @@ from proxy.messages.admin import Answer, Ask, Denied
 PROGRAMS = TESTS / "lab/programs"
 LAB_RULES = """
   - id: lab-ports
-    match: {zone: corporate, to: intranet, port: [7000, 7001]}
+    match: {zone: corporate, to: intranet, port: [7000, 7001, 7002]}
     verdict: tunnel
 """
 
@@ -52,6 +52,7 @@ class Settings:
     inspects: bool = False
     people: str = ""
     listen: str = ""
+    stops: str = ""  # who stops at which step of its start, see stepping
 
 
 def policy_text(settings: Settings) -> str:
@@ -136,10 +137,16 @@ class Gate:
 
     def command(self, *arguments: str) -> list[str]:
         """A zonegate command, with the defences of this gate taken out."""
-        return weakened.command(self.settings.without, arguments)
+        return weakened.command(self.settings.without, arguments, self.settings.stops)
 
     def start(self) -> Gate:
         """Start the daemon and wait until its socket answers."""
+        self.launch()
+        kernel.until("the daemon listens", self._listens)
+        return self
+
+    def launch(self) -> None:
+        """Start the daemon."""
         with self.log.open("ab") as log:
             self.process = kernel.start(
                 self.host.place,
@@ -147,8 +154,6 @@ class Gate:
                 stderr=log,
                 stdout=log,
             )
-        kernel.until("the daemon listens", self._listens)
-        return self
 
     def _limited(self, command: list[str]) -> list[str]:
         most = self.settings.descriptors
@@ -324,11 +329,12 @@ class Bubble:
         try:
             return kernel.until(f'the program says "{word}"', find, limit_s)
         except kernel.NotSeen as error:
-            raise kernel.NotSeen(f"{error}; it said {self.heard[-5:]} {self._complaint()}") from None
+            raise kernel.NotSeen(f"{error}; it said {self.heard[-5:]} {self.complained()[-500:]}") from None
 
-    def _complaint(self) -> str:
+    def complained(self) -> str:
+        """What it wrote to its standard error."""
         size = os.fstat(self.complaints.fileno()).st_size
-        return os.pread(self.complaints.fileno(), 500, max(0, size - 500)).decode(errors="replace")
+        return os.pread(self.complaints.fileno(), size, 0).decode(errors="replace")
 
     def tell(self, line: str) -> None:
         """Send the program a line."""

@@ -1,19 +1,22 @@
-"""The corporate end of a WireGuard tunnel in corp: wireguard-go, and a resolver behind it."""
+"""The corporate end of a WireGuard tunnel in corp: wireguard-go, and a resolver behind it; the wires."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from lab import kernel
 from lab.gate import PROGRAMS
 from lab.kernel import Place
-from lab.world import GATEWAY, HOSTS, INTRANET, World
+from lab.wire import Frame, Wire
+from lab.world import GATEWAY, HOSTS, INTRANET, World, is_of_mtls
 
 PORT = 51_820
 RESOLVER = INTRANET
@@ -155,3 +158,43 @@ class Peer:
             f'    addresses: ["10.78.1.{2 + device}/32", "fd78:1::{2 + device}/128"]\n'
             f"    dns: [{RESOLVER}]\n    probe: {probe}\n"
         )
+
+
+def packets(peer: Peer, tunnels: str = "", order: str = "hq") -> dict[str, Any]:
+    """What is set for a daemon with a WireGuard tunnel."""
+    return {
+        "tunnels": tunnels or peer.tunnel(),
+        "order": order,
+        "networks": NETWORKS,
+        "secrets": peer.secrets,
+    }
+
+
+def _is_told_that_nobody_listens(frame: Frame) -> bool:
+    """The kernel tells the endpoint so when wireguard-go is gone: ICMP, of what the endpoint had sent."""
+    return (frame.kind, frame.target, frame.data[:2]) == ("icmp", GATEWAY, b"\x03\x03")
+
+
+class Wires:
+    """Both wires; `quiet` is the assertion of nearly every test."""
+
+    def __init__(self, world: World, port: int = PORT) -> None:
+        self._wires = [
+            Wire(network, device, GATEWAY, port, socket.IPPROTO_UDP)
+            for network, device in ((world.net, "n-device"), (world.device, "lo"))
+        ]
+
+    def seen(self) -> list[str]:
+        """What else than the tunnel's own datagrams was seen since the last look."""
+        seen = [frame for wire in self._wires for frame in wire.seen()]
+        own = (is_of_mtls, _is_told_that_nobody_listens)
+        return [str(frame) for frame in seen if not any(is_one(frame) for is_one in own)]
+
+    def quiet(self) -> None:
+        """Nothing was."""
+        assert not (seen := self.seen()), seen[:10]
+
+    def close(self) -> None:
+        """Watch no longer."""
+        for wire in self._wires:
+            wire.close()

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 BLOCK = 1 << 20
+KEPT_BYTES, DEAF_S = 2 << 20, 120
 type Streams = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -176,6 +177,18 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         await writer.drain()
 
 
+def kept(file: Path) -> Streams:
+    """Keeps what it hears in a file, and hears no more in the middle of an upload."""
+
+    async def serve(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        with file.open("wb", buffering=0) as kept:
+            while kept.tell() < KEPT_BYTES and (data := await reader.read(65536)):
+                kept.write(data)
+        await asyncio.sleep(DEAF_S)
+
+    return serve
+
+
 async def closing(serve: Streams, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """A conversation and its end; a client that goes away is no fault."""
     try:
@@ -193,7 +206,8 @@ async def corp(directory: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(directory / "site.crt", directory / "site.key")
     both = ["10.77.0.80", "fd77::80"]
-    for port, serve in ((80, site), (22, banner), (7000, half_closed), (7001, echo)):
+    upload = kept(directory / "upload")
+    for port, serve in ((80, site), (22, banner), (7000, half_closed), (7001, echo), (7002, upload)):
         await asyncio.start_server(_bound(serve), both, port, backlog=1024)
     await asyncio.start_server(_bound(site), both, 443, ssl=context)
 

@@ -20,9 +20,8 @@ from lab import kernel
 from lab.conftest import AS_ROOT, WITHOUT
 from lab.gate import LAB_RULES, Gate, Settings, python, remove
 from lab.kernel import Place
-from lab.packet_peer import NETWORKS, SHARED, Peer
+from lab.packet_peer import NETWORKS, SHARED, Peer, Wires
 from lab.ssh_server import SSH_LOGIN, SSH_NAME, SshServer, ssh
-from lab.test_wireguard import Wires
 from lab.world import HOSTS, INTRANET, RESOLVER, Host, World
 
 WG_PORT, CALL_PORT = 51_829, 7110

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
@@ -24,28 +22,18 @@ from lab.packet_peer import (
     DEVICE_INSIDE,
     GATEWAY_INSIDE,
     MUTE,
-    NETWORKS,
     PORT,
     SHARED,
     Peer,
+    Wires,
     new_key,
+    packets,
     public,
 )
 from lab.test_tunnel import assert_refused_because, assert_served, download, goes_on
-from lab.wire import Frame, Wire
-from lab.world import GATEWAY, HOSTS, INTRANET, INTRANET6, PUBLIC, PUBLIC6, Host, World, is_of_mtls
+from lab.world import GATEWAY, HOSTS, INTRANET, INTRANET6, PUBLIC, PUBLIC6, Host, World
 
 NAME = "intranet.corp.example"
-
-
-@pytest.fixture(scope="module")
-def peer(world: World) -> Iterator[Peer]:
-    """The corporate end."""
-    made = Peer(world)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(scope="module")
@@ -56,57 +44,6 @@ def gate(host: Host, peer: Peer) -> Iterator[Gate]:
         yield made.start().attested()
     finally:
         remove(made)
-
-
-def packets(peer: Peer, tunnels: str = "", order: str = "hq") -> dict[str, Any]:
-    """What is set for a daemon with a WireGuard tunnel."""
-    return {
-        "tunnels": tunnels or peer.tunnel(),
-        "order": order,
-        "networks": NETWORKS,
-        "secrets": peer.secrets,
-    }
-
-
-def _is_told_that_nobody_listens(frame: Frame) -> bool:
-    """The kernel tells the endpoint so when wireguard-go is gone: ICMP, of what the endpoint had sent."""
-    return (frame.kind, frame.target, frame.data[:2]) == ("icmp", GATEWAY, b"\x03\x03")
-
-
-class Wires:
-    """Both wires; `quiet` is the assertion of nearly every test."""
-
-    def __init__(self, world: World, port: int = PORT) -> None:
-        self._wires = [
-            Wire(network, device, GATEWAY, port, socket.IPPROTO_UDP)
-            for network, device in ((world.net, "n-device"), (world.device, "lo"))
-        ]
-
-    def seen(self) -> list[str]:
-        """What else than the tunnel's own datagrams was seen since the last look."""
-        seen = [frame for wire in self._wires for frame in wire.seen()]
-        own = (is_of_mtls, _is_told_that_nobody_listens)
-        return [str(frame) for frame in seen if not any(is_one(frame) for is_one in own)]
-
-    def quiet(self) -> None:
-        """Nothing was."""
-        assert not (seen := self.seen()), seen[:10]
-
-    def close(self) -> None:
-        """Watch no longer."""
-        for wire in self._wires:
-            wire.close()
-
-
-@pytest.fixture
-def wires(world: World) -> Iterator[Wires]:
-    """The wires of the device, watched from the beginning of the test."""
-    made = Wires(world)
-    made.seen()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 BY_THE_LAB = frozenset({"bubble", "linkless"})
 
@@ -192,14 +193,14 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def command(without: Collection[str], arguments: Sequence[str]) -> list[str]:
-    """A zonegate command line; as it is where nothing is taken out."""
+def command(without: Collection[str], arguments: Sequence[str], stops: str = "") -> list[str]:
+    """A zonegate command line; as it is where nothing is taken out and nobody stops (see stepping)."""
     names = sorted(set(without) - BY_THE_LAB)
     unknown = [name for name in names if name not in {*WEAKENINGS, *ATTACKS}]
     assert not unknown, f"no defence is called {unknown}; there are {sorted({*WEAKENINGS, *BY_THE_LAB})}"
-    if not names:
+    if not names and not stops:
         return [sys.executable, "-P", "-c", "from proxy.cli import main; main()", *arguments]
-    return [sys.executable, "-P", str(Path(__file__)), ",".join(names), *arguments]
+    return [sys.executable, "-P", str(Path(__file__)), ",".join(names), stops, *arguments]
 
 
 def code_for(module: str, names: Sequence[str]) -> list[str]:
@@ -228,9 +229,14 @@ def apply(names: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Run a zonegate command without some defences: `weakened.py NAME,NAME COMMAND ...`."""
-    names = sys.argv.pop(1).split(",")
+    """Run a zonegate command without some defences: `weakened.py NAME,NAME STOPS COMMAND ...`."""
+    names, stops = list(filter(None, sys.argv.pop(1).split(","))), sys.argv.pop(1)
     apply(names)
+    if stops:
+        text = (Path(__file__).parent / "stepping.py").read_text()
+        there: dict[str, Any] = {}
+        exec(text, there)
+        there["apply"](text, stops, sys.argv[1])
     from proxy.cli import main as zonegate
 
     zonegate()

@@ -6,15 +6,19 @@ seen on the wire when the same program runs outside of one.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
+import itertools
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable
 
 MARK = b"canary-of-the-lab"
 LIMIT_S = 0.4
+KEPT = 20
 _ICMP_FILTER_FREE = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 
 
@@ -169,6 +173,45 @@ def loop(address: str) -> str:
         print(f"round {rounds} {found}", flush=True)
 
 
+def steady(address: str, address6: str) -> str:
+    """A way out tried every 10 ms, in turn and waiting for none; a line for every ten of them."""
+    question = b"\x12\x34\x01\0\0\1\0\0\0\0\0\0\x06canary\x06pastes\x07example\0\0\1\0\1"
+    kept: collections.deque[socket.socket] = collections.deque(maxlen=KEPT)
+    for tried in itertools.count(1):
+        to = (address, address6)[tried % 2]
+        with contextlib.suppress(OSError), socket.socket(_family(to), socket.SOCK_DGRAM) as sock:
+            sock.sendto(question, (to, 53)) if tried % 4 < 2 else sock.sendto(MARK, (to, 9))
+        with contextlib.suppress(OSError):  # no descriptor is left
+            kept.append(socket.socket(_family(to), socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+            kept[-1].connect((to, 80))
+        for sock in kept:
+            with contextlib.suppress(OSError):
+                sock.send(MARK)
+        if tried % 10 == 0:
+            print(f"tried {tried}", flush=True)
+        time.sleep(0.01)
+    return ""
+
+
+def from_outside(address: str) -> str:
+    """A program of the host, every 10 ms: by each device that somebody put there, to an address of the zone.
+
+    A line for every ten times, with how many datagrams were sent.
+    """
+    sent = 0
+    for tried in itertools.count(1):
+        for _, name in socket.if_nameindex():
+            if name not in ("lo", "up0"):
+                with contextlib.suppress(OSError), socket.socket(_family(address), socket.SOCK_DGRAM) as sock:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
+                    sock.sendto(MARK, (address, 9))
+                    sent += 1
+        if tried % 10 == 0:
+            print(f"tried {tried} sent {sent}", flush=True)
+        time.sleep(0.01)
+    return ""
+
+
 WHAT: dict[str, Callable[..., str]] = {
     "ping": ping,
     "datagram": datagram,
@@ -179,6 +222,8 @@ WHAT: dict[str, Callable[..., str]] = {
     "question": question,
     "everything": everything,
     "loop": loop,
+    "steady": steady,
+    "from-outside": from_outside,
 }
 
 if __name__ == "__main__":

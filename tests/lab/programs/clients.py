@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable
 
 LIMIT_S = 60.0
+UPLOAD = b"".join(b"canary of the upload %010d\n" % line for line in range(1 << 18))
 
 
 def by_urllib(url: str, ca: str = "") -> str:
@@ -98,6 +99,17 @@ def hold(host: str, port: str) -> str:
             return f"{type(error).__name__} after {total}"
 
 
+def upload(host: str, port: str) -> str:
+    """Sends 8 MiB, of which every line is known, and waits for an answer; how that ended."""
+    with socket.create_connection((host, int(port)), LIMIT_S) as sock:
+        sock.settimeout(None)
+        try:
+            sock.sendall(UPLOAD)
+            return f"answered {sock.recv(100)!r}"
+        except OSError as error:
+            return f"ended by {type(error).__name__}"
+
+
 def ask_for_ever(host: str, port: str) -> str:
     """Asks for a page ten times a second and says each status."""
     while True:
@@ -123,6 +135,7 @@ WHAT: dict[str, Callable[..., str]] = {
     "refused-datagram": refused_datagram,
     "hold": hold,
     "ask": ask_for_ever,
+    "upload": upload,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,146 @@
+"""Every process of the gate is killed at every step of its start, and 200 flaps: `make lab-long`.
+
+See test_steps and test_losses, of which this is the whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from dataclasses import dataclass, replace
+
+import pytest
+
+from lab import kernel
+from lab.conftest import NewGate
+from lab.gate import Bubble, Gate, python
+from lab.packet_peer import Peer, Wires
+from lab.stops import Scene, Stop, Stops
+from lab.test_losses import FLAPS, WAYS
+from lab.test_steps import of_kind
+from lab.test_tunnel import assert_served
+from lab.world import PUBLIC
+
+pytestmark = pytest.mark.timeout(3600)
+KINDS = ("mtls", "wireguard")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Whose steps are counted, in a gate of which kind, and who is killed at each."""
+
+    kind: str
+    counted: str
+    victim: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.counted}-{self.victim or 'itself'}"
+
+
+CHILDREN = (
+    Case("mtls", "worker"),
+    Case("mtls", "worker", "bwrap"),
+    Case("mtls", "door"),
+    Case("mtls", "holder"),
+    Case("inspecting", "inspector"),
+    Case("inspecting", "inspector", "bwrap"),
+    Case("wireguard", "worker"),
+    Case("wireguard", "door"),
+    Case("wireguard", "wireguard"),
+    Case("wireguard", "wireguard", "wireguard-go"),
+    Case("wireguard", "packet_holder"),
+    Case("wireguard", "packet_holder", "wireguard-go"),
+)
+
+
+@pytest.mark.parametrize("case", CHILDREN, ids=str)
+def test_a_process_at_every_step(new_gate: NewGate, peer: Peer, wires: Wires, case: Case) -> None:
+    """Its Nth process is killed at its Nth step, until one serves before it comes to its own."""
+    with Scene(new_gate(**of_kind(case.kind, peer)), wires) as scene:
+        scene.kill_daemon()
+        stops = scene.start_with(f"{case.counted}:")
+        for step in itertools.count(1):
+            stop = scene.stop_or_served(stops)
+            if stop is None:
+                break
+            assert (stop.name, stop.step) == (case.counted, step)
+            scene.probed()
+            print(case, stop, end=" ")
+            print("killed", killed := victim(scene.gate, stop, case.victim))
+            kernel.signal_all([killed], signal.SIGKILL)
+            stop.let_go()
+            scene.quiet(stop)
+        print(case, f"{step - 1} steps")
+        assert step > 1
+        scene.served()
+
+
+def victim(gate: Gate, stop: Stop, name: str) -> int:
+    """Who is killed: bubblewrap around a sealed process, wireguard-go if it is there, or who has stopped."""
+    if name == "bwrap":
+        return kernel.parents()[stop.pid]
+    below = kernel.descendants(gate.pid) if name else []
+    return next((pid for pid in below if kernel.command_of(pid).startswith(name)), stop.pid)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_daemon_at_every_step(new_gate: NewGate, peer: Peer, wires: Wires, kind: str) -> None:
+    """The Nth daemon is killed at its Nth step, until one serves before; only its bubbles are left."""
+    with Scene(new_gate(**of_kind(kind, peer)), wires) as scene:
+        for step in itertools.count(1):
+            scene.kill_daemon()
+            stop = scene.stop_or_served(scene.start_with(f"supervisor:{step}"))
+            if stop is None:
+                break
+            print(stop)
+            scene.probed()
+            scene.quiet(stop)
+        print(kind, f"{step - 1} steps")
+        assert step > 1
+        scene.served()
+
+
+@pytest.mark.parametrize("who", ["run", "inner"])
+def test_the_process_beside_a_program_at_every_step(new_gate: NewGate, wires: Wires, who: str) -> None:
+    """`zonegate run` and its inner process are killed at every step: no program runs outside a bubble."""
+    gate = new_gate()
+    with Scene(gate, wires) as scene:
+        for step in itertools.count(1):
+            gate.settings = replace(gate.settings, stops=f"{who}:{step}")
+            bubble = gate.bubble(*python("canary", "everything", PUBLIC))
+            stop = _stop_or_end(Stops(bubble.complained, gate), bubble)
+            below = [bubble.process.pid, *kernel.descendants(bubble.process.pid)]
+            if stop is None:
+                break
+            print(stop)
+            scene.probed()
+            kernel.signal_all([stop.pid], signal.SIGKILL)
+            bubble.process.wait(kernel.LIMIT_S)
+            _all_end(below)
+            scene.quiet(stop)
+        print(who, f"{step - 1} steps")
+        assert step > 1 and bubble.process.returncode == 0, bubble.complained()
+        scene.served()
+        kernel.until("the daemon forgets them", lambda: len(gate.status()["bubbles"]) == 2)
+
+
+def _stop_or_end(stops: Stops, bubble: Bubble) -> Stop | None:
+    found = kernel.until("it stops or ends", lambda: stops.look() or bubble.process.poll() is not None)
+    return found if isinstance(found, Stop) else None
+
+
+def _all_end(pids: list[int]) -> None:
+    kernel.until("all of it ends", lambda: not any(map(kernel.is_alive, pids)))
+
+
+def test_flaps(new_gate: NewGate, peer: Peer, wires: Wires) -> None:
+    """A WireGuard tunnel goes and comes in every way in turn, and is proved again each time."""
+    gate = new_gate(**of_kind("wireguard", peer)).attested()
+    for count in range(FLAPS):
+        WAYS[count % len(WAYS)](gate, peer)
+        gate.attested()
+        if count % 20 == 0:
+            assert_served(gate)
+        wires.quiet()
+    assert_served(gate)
+    wires.quiet()
