@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from proxy import ipc, namespaces, prctl
-from proxy.messages.admin import Answer, Ask, Denied
+from proxy import ipc, namespaces, pieces, prctl
+from proxy.messages.admin import Ask, Denied
 from proxy.run import LOOK_EVERY_S, Daemon, RunError, connect
 
 NAMED = Path("/run/netns")
@@ -222,9 +222,7 @@ def detach(target: Target, sockets: Sequence[Path]) -> str:
     """End the `zonegate attach` that serves this namespace; the bubble that it was."""
     with connect(sockets) as link:
         ipc.send(link, Ask("status", "{}"))
-        accepted: list[type[Answer | Denied]] = [Answer, Denied]
-        answer, fds = ipc.receive(link, accepted)
-        ipc.close_all(fds)
+        answer = pieces.receive(link)
     if isinstance(answer, Denied):
         raise RunError(answer.reason)
     for bubble in json.loads(answer.text)["bubbles"]:

@@ -25,6 +25,7 @@ from proxy import (
     name_service,
     notify,
     paths,
+    pieces,
     prctl,
     quota_service,
     quotas,
@@ -342,7 +343,8 @@ class Supervisor:
             try:
                 match message:
                     case Ask() | Order():
-                        peer.link.send(await commands.answer(self, peer.uid, message))
+                        for piece in pieces.cut(await commands.answer(self, peer.uid, message)):
+                            peer.link.send(piece)
                     case Enter():
                         await self._enter(peer, message)
                     case Stop():

@@ -8,9 +8,9 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from proxy import ipc
+from proxy import ipc, pieces
 from proxy.cli.errors import fail
-from proxy.messages.admin import Answer, Ask, Denied, Order, Stop
+from proxy.messages.admin import Ask, Denied, Order, Stop
 from proxy.paths import admin_sockets
 from proxy.run import RunError, connect
 
@@ -57,11 +57,9 @@ def ask_pages(what: str) -> Iterator[dict[str, Any]]:
 
 
 def _say(link: socket.socket, question: Ask | Order | Stop) -> str:
-    accepted: list[type[Answer | Denied]] = [Answer, Denied]
     try:
         ipc.send(link, question)
-        answer, fds = ipc.receive(link, accepted)
-        ipc.close_all(fds)
+        answer = pieces.receive(link)
     except ipc.LinkBroken as error:
         fail(f"the daemon went away: {error}")
     if isinstance(answer, Denied):

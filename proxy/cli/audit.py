@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from proxy import chain, ipc, trail
+from proxy import chain, ipc, pieces, trail
 from proxy.cli.completing import zones
 from proxy.cli.errors import fail, warn
 from proxy.messages.admin import Answer, Ask
@@ -144,10 +144,12 @@ def _place(told: Path | None) -> Path:
     try:
         with connect(admin_sockets(os.getuid(), os.environ)) as link:
             ipc.send(link, Ask("status", "{}"))
-            answer, _ = ipc.receive(link, [Answer])
+            answer = pieces.receive(link)
+        if isinstance(answer, Answer):
             return Path(json.loads(answer.text)["state"]) / "audit"
     except (RunError, ipc.LinkBroken, OSError, ValueError, KeyError):
-        return Places.of(None, None, os.environ).state / "audit"
+        pass
+    return Places.of(None, None, os.environ).state / "audit"
 
 
 def _cannot(place: Path, error: OSError) -> NoReturn:

@@ -41,7 +41,7 @@ def _items(words: dict[str, str], begun: str) -> list[CompletionItem]:
 
 def _told(what: str, part: str) -> Any:
     """A part of the daemon's answer: pairs of a table, or a list; nothing without one."""
-    from proxy import ipc
+    from proxy import ipc, pieces
     from proxy.messages.admin import Answer, Ask
     from proxy.paths import admin_sockets
     from proxy.run import RunError, connect
@@ -49,7 +49,7 @@ def _told(what: str, part: str) -> Any:
     with contextlib.suppress(RunError, ipc.LinkBroken, OSError, ValueError, KeyError):
         with connect(admin_sockets(os.getuid(), os.environ), LIMIT_S) as link:
             ipc.send(link, Ask(what, "{}"))
-            answer, _ = ipc.receive(link, [Answer])
-        found = json.loads(answer.text)[part]
+            answer = pieces.receive(link)
+        found = json.loads(answer.text)[part] if isinstance(answer, Answer) else []
         return list(found.items()) if isinstance(found, dict) else found
     return []

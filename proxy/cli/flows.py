@@ -20,6 +20,7 @@ from proxy.cli.ask import ask_pages
 
 EVERY_S = 1.0
 PIPED_WIDTH = 160
+MOST_SHOWN = 200  # to people; a pipe has all
 OTHER_LINES = 3  # the heading, the summary and the cursor's own
 
 type Row = dict[str, Any]
@@ -43,7 +44,8 @@ def command(watch: bool, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(rows, indent=2))
         else:
-            console.print(shown(rows, {}, console.width))
+            most = MOST_SHOWN if console.is_terminal else None
+            console.print(shown(rows, {}, console.width, most))
         return
     try:
         _watch(console, as_json=as_json)

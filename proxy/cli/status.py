@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -17,6 +18,8 @@ from proxy.cli.ask import ask, value_of
 from proxy.cli.errors import warn
 from proxy.messages.admin import Ask
 from proxy.paths import admin_sockets
+
+MOST_SHOWN = 50  # bubbles, to people
 
 
 @click.command("status", short_help="what is up, what is proved, who is inside")
@@ -70,14 +73,18 @@ def show(found: dict[str, Any], console: Console) -> None:
             console.print(f"  {name}: {tunnel['words']}")
     for quota in found["quotas"]:
         console.print(_quota(quota))
-    for one in found["waiting"]:
+    for one in found["waiting"][:MOST_SHOWN]:
         console.print(f"bubble {one['id']} (pid {one['pid']}) is not served, and has no way out")
+    console.print(_rest(found["waiting"], "that are not served"), end="")
     if found["listeners"]:
         console.print(_listeners(found))
     for one in found["listeners"]:
         console.print(Text(f"  {one['name']}: {one['words']}", "yellow"))
     if found["bubbles"]:
         console.print(_bubbles(found))
+        console.print(_rest(found["bubbles"], "that are served"), end="")
+        for worker in found["workers"]:
+            console.print(_worker(worker))
     else:
         console.print("no bubble; start a program in one: zonegate run -- PROGRAM")
 
@@ -122,15 +129,22 @@ def _listeners(found: dict[str, Any]) -> Table:
 
 def _bubbles(found: dict[str, Any]) -> Table:
     table = _table("bubble", "zone", "user", "pid", "enforcement")
-    for bubble in found["bubbles"]:
+    for bubble in found["bubbles"][:MOST_SHOWN]:
         row = [bubble[key] for key in ("id", "zone", "user", "pid", "enforcement")]
         if bubble["attached"]:
             row[0] = f"{bubble['id']} ({bubble['attached']})"
         table.add_row(*map(str, row))
-    for worker in found["workers"]:
-        flows = f"{worker['open_flows']} open, {worker['admitted']} admitted, {worker['refused']} refused"
-        if (beside := worker["inspector"]) is not None:
-            flows += f"; requests inspected: {beside['admitted']} admitted, {beside['refused']} refused"
-        table.caption = f"zone {worker['zone']}: {flows}"
-        table.caption_justify = "left"
     return table
+
+
+def _rest(rows: Sequence[object], what: str) -> str:
+    """A line about those that are not shown, where there are any."""
+    hidden = len(rows) - MOST_SHOWN
+    return f"and {hidden} more {what}, see --json\n" if hidden > 0 else ""
+
+
+def _worker(worker: dict[str, Any]) -> Text:
+    flows = f"{worker['open_flows']} open, {worker['admitted']} admitted, {worker['refused']} refused"
+    if (beside := worker["inspector"]) is not None:
+        flows += f"; requests inspected: {beside['admitted']} admitted, {beside['refused']} refused"
+    return Text(f"zone {worker['zone']} of {worker['user']}: {flows}", "italic dim")

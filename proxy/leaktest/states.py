@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from proxy import ipc
+from proxy import ipc, pieces
 from proxy.leaktest.places import LeaktestError
-from proxy.messages.admin import Answer, Ask, Denied, Order
+from proxy.messages.admin import Ask, Denied, Order
 from proxy.run import connect
 
 LEASE_GONE_S = 3.5
@@ -31,11 +31,9 @@ class NotHere(Exception):
 
 def say(sockets: Sequence[Path], message: Ask | Order) -> dict[str, Any]:
     """The daemon's answer. RunError without a daemon, LeaktestError with its refusal."""
-    accepted: list[type[Answer | Denied]] = [Answer, Denied]
     with connect(sockets) as link:
         ipc.send(link, message)
-        answer, fds = ipc.receive(link, accepted)
-        ipc.close_all(fds)
+        answer = pieces.receive(link)
     if isinstance(answer, Denied):
         raise LeaktestError(answer.reason)
     found: dict[str, Any] = json.loads(answer.text)

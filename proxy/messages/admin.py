@@ -29,6 +29,13 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerPart:
+    """The beginning, or more, of an answer that is longer than a message; its end is an Answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Denied:
     """No; one line, with the cure."""
 
@@ -75,5 +82,5 @@ class Stop:
 
 TO_SUPERVISOR = (Ask, Order, Enter, Stop)
 type ToSupervisor = Ask | Order | Enter | Stop
-TO_COMMAND = (Answer, Denied, Entered, Leave)
-type ToCommand = Answer | Denied | Entered | Leave
+TO_COMMAND = (AnswerPart, Answer, Denied, Entered, Leave)
+type ToCommand = AnswerPart | Answer | Denied | Entered | Leave
