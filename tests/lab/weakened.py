@@ -16,6 +16,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it lies beside the lab, not in it
+
+from lab import weakened_explicit
+
 BY_THE_LAB = frozenset({"bubble", "linkless"})
 
 _NO_FILTER = """
@@ -190,6 +194,7 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
         "c._claim = lambda own, special, wide, narrow: c.Claim(False, False, bool(wide), wide)\n"
         "import proxy.captured as p; p.OWN = frozenset()",
     },
+    **weakened_explicit.DEFENCES,
 }
 
 
