@@ -13,7 +13,9 @@ from typing import Any
 from proxy.site import Loaded, TunnelFiles
 
 # What a running daemon can take from an edited site file. Whatever else differs is refused, not ignored.
-_RELOADABLE = frozenset({"file", "policy", "zones", "tunnels", "people", "max_flows", "max_names"})
+_RELOADABLE = frozenset(
+    {"file", "policy", "zones", "tunnels", "people", "listeners", "max_flows", "max_names"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ _KINDS: Mapping[str, Callable[[Loaded], Mapping[str, object]]] = {
     "zone": lambda loaded: loaded.site.zones,
     "tunnel": _tunnels,
     "person": lambda loaded: _people(loaded),
+    "listener": lambda loaded: loaded.site.listeners,
     "limit": lambda loaded: {"flows": loaded.site.max_flows, "names": loaded.site.max_names},
     "roots under": lambda loaded: {"trust": loaded.trust},
     "policy": lambda loaded: {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from proxy import ipc
@@ -50,30 +50,38 @@ class Ear:
         self.sock.close()
 
 
-def open_ears(loaded: Loaded) -> tuple[Ear, ...]:
-    """Bind every listener of a site. Raises SiteError with the cure; nothing is bound then."""
+def open_ears(loaded: Loaded, there: Iterable[Ear] = ()) -> tuple[Ear, ...]:
+    """Bind every listener of a site, but for addresses on which ears are `there`: those keep their sockets.
+
+    Raises SiteError with the cure; nothing more is bound then.
+    """
+    bound = {(ear.listener.address, ear.listener.port): ear.sock for ear in there}
+    new: list[socket.socket] = []
     ears: list[Ear] = []
     try:
         for name, listener in loaded.site.listeners.items():
-            sock = _bound(listener)
+            sock = bound.get((listener.address, listener.port))
+            if sock is None:
+                new.append(sock := _bound(listener))
             ears.append(Ear(listener, loaded.listeners[name], loaded.site.people, sock))
     except SiteError:
-        close_all(ears)
+        for sock in new:
+            sock.close()
         raise
     return tuple(ears)
 
 
-def renewed(ears: Iterable[Ear], loaded: Loaded) -> tuple[Ear, ...]:
-    """The same listeners with what a reload found in their files."""
-    return tuple(
-        replace(ear, files=loaded.listeners[ear.listener.name], people=loaded.site.people) for ear in ears
-    )
+def of_zone(ears: Iterable[Ear], zone: str) -> tuple[Ear, ...]:
+    """Those whose clients are in a zone."""
+    return tuple(ear for ear in ears if ear.listener.zone == zone)
 
 
-def close_all(ears: Iterable[Ear]) -> None:
-    """Hear no more on any."""
+def close_all(ears: Iterable[Ear], but: Iterable[Ear] = ()) -> None:
+    """Hear no more on any, but for the sockets of others."""
+    kept = [ear.sock for ear in but]
     for ear in ears:
-        ear.close()
+        if ear.sock not in kept:
+            ear.close()
 
 
 def status(listeners: Mapping[str, Listener]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from proxy import listeners, notify, tunnel_orders
 from proxy.answers import NoAnswer
 from proxy.crew import Post, Worker
 from proxy.differences import Change, changed_tunnels, differences, not_reloadable
+from proxy.listeners import Ear
 from proxy.orders import OrderRefused
 from proxy.reception import identity
 from proxy.site import Loaded, SiteError, load_site
@@ -34,6 +35,7 @@ class Fate:
     what: str
     why: str = ""
     groups: tuple[str, ...] = ()
+    ears: tuple[Ear, ...] = ()
 
 
 class Daemon(Protocol):
@@ -41,12 +43,16 @@ class Daemon(Protocol):
 
     loaded: Loaded
     workers: dict[tuple[str, int], Worker]
+    ears: tuple[Ear, ...]
 
     def posts(self) -> Sequence[Post]:
         """Every post."""
 
     def adopt(self, new: Loaded, changed_tunnels: set[str]) -> None:
         """Take another site; the tunnels that changed end, those that are new come up."""
+
+    def man_listeners(self) -> None:
+        """Have a post for the ears of each zone, where there is none."""
 
     async def dismiss_post(self, post: Post, why: str) -> list[str]:
         """End a post; the names of the bubbles that are told why."""
@@ -84,7 +90,8 @@ class Reloads:
                 notify.ready()
 
     async def _reload(self, *, check: bool) -> dict[str, Any]:
-        old = self._daemon.loaded
+        old, before = self._daemon.loaded, self._daemon.ears
+        ears = before
         try:
             new = await asyncio.to_thread(load_site, old.site.file)
             if lacking := await asyncio.to_thread(tunnel_orders.lacking, new.site):
@@ -92,36 +99,45 @@ class Reloads:
             if unlike := not_reloadable(old, new):
                 cure = "start the daemon again: zonegate stop --keep-bubbles, then zonegate up"
                 raise SiteError(f"{old.site.file}: {', '.join(unlike)} cannot change while it runs; {cure}")
-            fates = await self._fates(old, new)
+            ears = await asyncio.to_thread(listeners.open_ears, new, before)
+            fates = await self._fates(old, new, ears)
         except Exception as error:  # whatever is wrong with what was read, it is not taken
+            listeners.close_all(ears, but=before)
             words = str(error)[:MAX_WORDS] if isinstance(error, SiteError) else f"it failed: {error!r:.200}"
             if not check:
                 self.failed = (_now(), words)
             raise OrderRefused(f"{words}\n{NOTHING_CHANGED}") from error
         changes = differences(old, new)
         if check:
+            listeners.close_all(ears, but=before)
             return _told(changes, [_row(fate) for fate in fates], [], new)
         self.loaded_at, self.failed = _now(), None
+        self._daemon.ears = ears
         self._daemon.adopt(new, changed_tunnels(old, new))
+        listeners.close_all(before, but=ears)
         for fate in fates:
             worker = self._daemon.workers.get((fate.post.zone, fate.post.uid))
             if worker is not None and fate.what in ("kept", "policy"):
                 worker.reloaded(new)
         rows = await asyncio.gather(*(self._carry_out(fate, new) for fate in fates))
+        self._daemon.man_listeners()
         return _told(changes, [row for row, _ in rows], [told for _, told in rows if told], new)
 
-    async def _fates(self, old: Loaded, new: Loaded) -> list[Fate]:
+    async def _fates(self, old: Loaded, new: Loaded, ears: Sequence[Ear]) -> list[Fate]:
         """Those of every post, also of one that comes while the others are judged."""
         fates: dict[Post, Fate] = {}
         while left := [post for post in self._daemon.posts() if post not in fates]:
             for post in left:
-                fates[post] = await self._fate(post, old, new)
+                mine = listeners.of_zone(ears, post.zone) if post.ears else ()
+                fates[post] = await self._fate(post, old, new, mine)
         return list(fates.values())
 
-    async def _fate(self, post: Post, old: Loaded, new: Loaded) -> Fate:
+    async def _fate(self, post: Post, old: Loaded, new: Loaded, ears: tuple[Ear, ...]) -> Fate:
         zone = new.site.zones.get(post.zone)
         if zone is None:
             return Fate(post, "dismissed", f'zone "{post.zone}" is not in {new.site.file} any more')
+        if post.ears and not ears:
+            return Fate(post, "dismissed", f"no listener of zone {post.zone} is left")
         groups: tuple[str, ...] | None = ()
         if not post.ears:  # whose people log in at the listener, each by himself
             user = await asyncio.to_thread(identity, post.uid)
@@ -129,15 +145,17 @@ class Reloads:
         if groups is None:
             return Fate(post, "dismissed", f'{post.user} may not enter zone "{post.zone}" any more')
         if zone != old.site.zones.get(post.zone):
-            return Fate(post, "replaced", f"zone {post.zone} changed", groups)
+            return Fate(post, "replaced", f"zone {post.zone} changed", groups, ears)
         if lost := sorted(changed_tunnels(old, new).intersection(zone.tunnels)):
-            return Fate(post, "replaced", f"tunnel {', '.join(lost)} changed", groups)
+            return Fate(post, "replaced", f"tunnel {', '.join(lost)} changed", groups, ears)
         if groups != post.groups:
             return Fate(post, "replaced", f"the groups of {post.user} changed", groups)
-        if listeners.renewed(post.ears, new) != post.ears:
-            return Fate(post, "replaced", "who may log in changed", groups)
+        if [ear.listener for ear in ears] != [ear.listener for ear in post.ears]:
+            return Fate(post, "replaced", "its listeners changed", groups, ears)
+        if ears != post.ears:
+            return Fate(post, "replaced", "who may log in changed", groups, ears)
         if new.site.max_flows != old.site.max_flows:
-            return Fate(post, "replaced", "the limit of flows changed", groups)
+            return Fate(post, "replaced", "the limit of flows changed", groups, ears)
         same = (old.policy.hash, old.site.policy) == (new.policy.hash, new.site.policy)
         return Fate(post, "kept" if same else "policy", "", groups)
 
@@ -155,7 +173,7 @@ class Reloads:
         if fate.what == "dismissed":
             row["bubbles"] = await self._daemon.dismiss_post(post, fate.why)
         elif fate.what == "replaced":
-            post.groups, post.ears = fate.groups, listeners.renewed(post.ears, new)
+            post.groups, post.ears = fate.groups, fate.ears
             if worker is not None:
                 worker.retire()
                 trouble = trouble or await self._succeeded(worker, post)

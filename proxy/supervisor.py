@@ -92,6 +92,7 @@ class Supervisor:
         self.keepers: dict[str, Keeper] = {}
         self.workers: dict[tuple[str, int], Worker] = {}
         self.bubbles: dict[str, tuple[Bubble, Peer]] = {}
+        self.ears: tuple[listeners.Ear, ...] = ()
         self._posts: dict[tuple[str, int], Post] = {}
         self._ready: dict[tuple[str, int], asyncio.Event] = {}
         self._allocators: dict[tuple[str, int], Allocator] = {}
@@ -136,13 +137,11 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopped.set)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-        ears = listeners.open_ears(self.loaded)
-        undo.callback(listeners.close_all, ears)
+        self.ears = listeners.open_ears(self.loaded)
+        undo.callback(lambda: listeners.close_all(self.ears))
         try:
             self._start_own_workers()
-            for zone in {ear.listener.zone for ear in ears}:
-                mine = tuple(ear for ear in ears if ear.listener.zone == zone)
-                self._post(Post(zone, listeners.USER, listeners.UID, (), ears=mine))
+            self.man_listeners()
         except (OSError, JournalUnusable) as error:
             raise SiteError(f"{state}: {error}") from error
 
@@ -230,6 +229,12 @@ class Supervisor:
         self._tunnels.bring_up(new)
         for allocator in self._allocators.values():
             allocator.quota = new.site.max_names
+
+    def man_listeners(self) -> None:
+        """Have a post for the ears of each zone, where there is none."""
+        for zone in {ear.listener.zone for ear in self.ears}:
+            mine = listeners.of_zone(self.ears, zone)
+            self._post(Post(zone, listeners.USER, listeners.UID, (), ears=mine))
 
     async def dismiss_post(self, post: Post, why: str) -> list[str]:
         """End a post; the names of the bubbles that are told why. They stay, shut in, and ask again."""

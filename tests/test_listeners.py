@@ -210,8 +210,8 @@ def test_a_listener_is_bound_and_handed_over_with_its_logins(site: MakeSite, tmp
         with socket.create_connection(("127.0.0.1", port)):
             pass
         again = loaded(site, tmp_path, port)
-        assert listeners.renewed((ear,), again) != (ear,), "a salt of its own for each entry"
-        assert listeners.renewed((ear,), replace(again, listeners={"web": ear.files})) == (ear,)
+        assert listeners.open_ears(again, (ear,)) != (ear,), "a salt of its own for each entry"
+        assert listeners.open_ears(replace(again, listeners={"web": ear.files}), (ear,)) == (ear,)
     finally:
         ipc.close_all(fds[1:])
         listeners.close_all([ear])

@@ -17,7 +17,7 @@ from first_words import request
 from gates import LIMIT_S, Gate, Guest, gate
 from own_namespaces import Zone, zone
 
-from proxy import ipc, orders, reloading
+from proxy import ipc, orders, passwords, reloading
 from proxy.crew import Post
 from proxy.locks import Locks
 from proxy.messages.admin import Answer, Ask, Denied, Order
@@ -319,6 +319,58 @@ def test_a_bubble_that_is_refused_says_so_and_a_stop_ends_it(there: Gate) -> Non
     assert program.wait(LIMIT_S) != 0
 
 
+def test_listeners_come_and_go_with_a_reload_all_of_them_or_none(there: Gate) -> None:
+    """An address of this process alone, so that nobody else has its ports."""
+    address = f"127.66.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
+    site = there.config.read_text().replace("people:\n", 'people:\n  "*": {zones: [corporate]}\n')
+
+    def with_listeners(*rows: str) -> None:
+        listed = "".join(f"  {row.replace('AT', address)}\n" for row in rows)
+        there.config.write_text(f"{site.rstrip()}\nlisten:\n{listed}" if rows else site)
+
+    def hears(port: int) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex((address, port)) == 0
+
+    web = 'web: {kind: http, address: "AT:3128", zone: corporate, auth: none}'
+    more = 'more: {kind: http, address: "AT:3129", zone: corporate, auth: none}'
+    socks = 'more: {kind: socks5, address: "AT:1080", zone: corporate, auth: none}'
+    with_listeners()
+    there.up()
+    assert not status(there)["listeners"] and not hears(3128)
+    with_listeners(web)
+    assert order(there, "reload", check=True)["lines"] == ["added listener web"] and not hears(3128)
+    assert order(there, "reload")["lines"] == ["added listener web"]
+    assert _page(address, 3128).startswith(b"HTTP/1.1 503 ")
+    with socket.create_server((address, 1080)):
+        with_listeners(more, socks.replace("more", "socks"))
+        refused = order(there, "reload")
+        assert f"cannot listen on {address}:1080" in refused and "nothing was changed" in refused
+        assert hears(3128) and not hears(3129), "all or nothing"
+        assert [row["name"] for row in status(there)["listeners"]] == ["web"]
+    with_listeners(socks, web)
+    found = order(there, "reload")
+    assert [(row["what"], row["why"]) for row in found["workers"] if row["user"] == "explicit"] == [
+        ("replaced", "its listeners changed")
+    ]
+    assert hears(1080) and _page(address, 3128).startswith(b"HTTP/1.1 503 ")
+    with_listeners(web.replace("auth: none", "auth: {passwords: people.passwd}"))
+    (there.directory / "people.passwd").touch(mode=0o600)
+    (there.directory / "people.passwd").write_text(passwords.line("alice", b"x") + "\n")
+    assert set(order(there, "reload")["lines"][:2]) == {"removed listener more", "changed listener web"}
+    assert _page(address, 3128).startswith(b"HTTP/1.1 407 ")
+    until(lambda: not hears(1080))
+    with_listeners()
+    assert "no listener of zone corporate is left" in order(there, "reload")["lines"][-1]
+    until(lambda: not hears(3128))
+
+
+def _page(address: str, port: int) -> bytes:
+    with socket.create_connection((address, port), LIMIT_S) as client:
+        client.sendall(b"GET http://intranet.example/ HTTP/1.1\r\nHost: intranet.example\r\n\r\n")
+        return client.recv(65536)
+
+
 def test_a_post_that_comes_while_others_are_judged_is_judged_too(
     there: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,7 +384,7 @@ def test_a_post_that_comes_while_others_are_judged_is_judged_too(
         return User(uid, "nobody-here", ())
 
     monkeypatch.setattr(reloading, "identity", identity)
-    daemon = SimpleNamespace(loaded=loaded, workers={}, posts=lambda: tuple(posts))
+    daemon = SimpleNamespace(loaded=loaded, workers={}, ears=(), posts=lambda: tuple(posts))
     told = asyncio.run(reloading.Reloads(cast(reloading.Daemon, daemon)).reload(check=True))
     assert [row["user"] for row in told["workers"]] == ["early", "late"]
 
