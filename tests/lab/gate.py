@@ -263,8 +263,13 @@ class Gate:
         """All audit records, in the order of the segments."""
         found: list[dict[str, Any]] = []
         for segment in sorted((self.state / "audit").glob("*.jsonl"), key=lambda path: path.suffixes[-2:][0]):
-            found += [json.loads(line) for line in segment.read_text().splitlines()]
+            whole, _, _ = segment.read_text().rpartition("\n")  # the last line may be being written
+            found += [json.loads(line) for line in whole.splitlines()]
         return found
+
+    def flows(self) -> set[str]:
+        """The flows that there are records of: what is asked for later may be of another one."""
+        return {row["flow"] for row in self.records() if "flow" in row}
 
     def record(self, kind: str, matches: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The last record of a kind that matches, once there is one."""

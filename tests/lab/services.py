@@ -17,7 +17,7 @@ async def main() -> None:
 
     async def serve(path: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(0.2):
+            async with asyncio.timeout(5):
                 said = await reader.read(4096)
         except (TimeoutError, OSError):
             said = b""

@@ -49,7 +49,7 @@ def test_a_reload_cuts_what_it_forbids_and_nothing_else(
         return
     assert "ConnectionResetError" in bubble.says("after")
     assert "added guard closed" in done.out and "1 flow cut" in done.out, done
-    assert "the policy was replaced" in gate.record("end", lambda row: row["name"] == NAME)["why"]
+    gate.record("end", lambda row: row["name"] == NAME and "the policy was replaced" in row["why"])
     assert "guard closed" in gate.run("curl", "-sS", "-m", "60", f"http://{NAME}/").out
     edit_policy(gate, CLOSED, "")
     download(gate)
@@ -70,7 +70,7 @@ def test_a_lock_cuts_everything_and_outlives_a_killed_daemon(
         assert goes_on(bubble, 1.0), "a control must be red"
         return
     assert "ConnectionResetError" in bubble.says("after")
-    assert "laptop lost" in gate.record("end", lambda row: row["name"] == NAME)["why"]
+    gate.record("end", lambda row: row["name"] == NAME and "laptop lost" in row["why"])
     assert "gate locked" in asking.says("status 403")
     assert gate.process is not None
     gate.process.send_signal(signal.SIGKILL)
