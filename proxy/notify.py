@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import time
@@ -28,6 +29,11 @@ def say(line: str) -> None:
     """One line to standard error, where the journal reads it; nobody may be there to read."""
     with contextlib.suppress(OSError):
         print(f"zonegate: {line}", file=sys.stderr, flush=True)
+
+
+def ends_with_terminal() -> bool:
+    """Whether this process has a terminal and was not told to outlive it, as by nohup(1)."""
+    return signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and has_terminal()
 
 
 def has_terminal() -> bool:

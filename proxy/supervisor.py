@@ -99,7 +99,7 @@ class Supervisor:
         self._manning: dict[tuple[str, int], asyncio.Task[None]] = {}
         self.waiting: dict[str, remains.Remaining] = {}
         self.reloads = Reloads(self)
-        self._had_terminal = notify.has_terminal()
+        self._ends_with_terminal = notify.ends_with_terminal()
         self._keep_bubbles = False
         self.faulty = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -147,7 +147,8 @@ class Supervisor:
 
     def _hang_up(self) -> None:
         """SIGHUP: a reload, unless it says that the terminal is gone in which a person had started this."""
-        if self._had_terminal and not notify.has_terminal():
+        if self._ends_with_terminal and not notify.has_terminal():
+            notify.say("stopping: the terminal in which it was started was closed")
             self.stopped.set()
         else:
             self._start(self.reloads.by_signal())

@@ -58,6 +58,10 @@ class Gate:
         self._started.append(process)
         return process
 
+    def adopt(self, process: subprocess.Popen[str]) -> None:
+        """A process that is ended with the place."""
+        self._started.append(process)
+
     def run(self, *arguments: str) -> tuple[int, str, str]:
         """A `zonegate` command to its end: code, output, errors."""
         process = self.start(*arguments)
