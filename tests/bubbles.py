@@ -37,7 +37,7 @@ if told["terminal"]:
     fcntl.ioctl(0 if os.isatty(0) else 1, termios.TIOCSCTTY, 0)
 from proxy import run
 from proxy.bubble import View
-run.GRACE_S = told["grace_s"]
+run.GRACE_S, run.ADMIN_LIMIT_S = told["grace_s"], told["admin_limit_s"]
 view = View(
     zone="corporate", uid=os.getuid(), gid=os.getgid(), home=Path(told["home"]),
     zone_home=Path(told["zone_home"]), command=told["command"], variables=dict(os.environ),
@@ -142,6 +142,7 @@ class Ground:
         share_home: bool = False,
         x11: bool = False,
         grace_s: float = 5.0,
+        admin_limit_s: float = 10.0,
     ) -> list[str]:
         """The command line that is `zonegate run -- command` here."""
         told = {
@@ -155,6 +156,7 @@ class Ground:
             "x11": x11,
             "terminal": terminal,
             "grace_s": grace_s,
+            "admin_limit_s": admin_limit_s,
         }
         return [sys.executable, "-P", "-W", "error", "-c", _DRIVER, json.dumps(told)]
 

@@ -94,7 +94,7 @@ def test_a_dead_address_does_not_eat_the_time_of_the_next(
     monkeypatch.setattr(dialling, "_addresses", addresses(("192.0.2.1", 1), at(listener)))
 
     async def main() -> None:
-        (await connect("gate.example", 1, 0.5)).close()
+        (await connect("gate.example", 1, 2.0)).close()
 
     run(main())
 

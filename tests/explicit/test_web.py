@@ -347,7 +347,7 @@ def test_what_is_no_request_is_answered_with_400(run: Run, proxy: Make, junk: by
 def test_who_is_slow_is_told_and_who_says_nothing_is_not(
     run: Run, proxy: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversation, "REQUEST_LIMIT_S", 0.1)
+    monkeypatch.setattr(conversation, "REQUEST_LIMIT_S", 0.5)
 
     async def main() -> None:
         async with proxy() as there:
