@@ -60,13 +60,15 @@ class NeedsAddress:
 class Inspect:
     """Not decided by the connection: its requests have to be looked at, or what they are answered with.
 
-    `judgement.in_play` names the rules and guards that want it; it would go through this egress.
+    `judgement.in_play` names the rules and guards that want it; it would go through this egress, a named one
+    whose addresses were judged here to these and no others.
     """
 
     egress: Egress
     grant: Grant
     judgement: Judgement
     policy: Policy
+    addresses: tuple[IPAddress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,8 @@ class Gate:
         return Admission(egress, grant, judgement, policy)
 
     def _residual(self, flow: Flow, judgement: Judgement, policy: Policy, egress: Egress) -> Answer:
-        if flow.protocol is UNKNOWN and (judgement.stage <= Stage.FIRST_BYTES or self._inspects):
+        early = judgement.stage <= Stage.FIRST_BYTES
+        if flow.protocol is UNKNOWN and (early or self._looks(flow, judgement)):
             return Wait(judgement)
         if judgement.stage is Stage.DIAL and not egress.judges_names:
             return NeedsAddress(egress, judgement)
@@ -140,6 +143,10 @@ class Gate:
             f"{judgement.because} depends on {wanted}, which only inspection could know",
             "ask for a rule that does not depend on it",
         )
+
+    def _looks(self, flow: Flow, judgement: Judgement) -> bool:
+        """Whether it may have to be inspected, once its protocol and its address are known."""
+        return self._inspects and bool(judgement.waits_for - {"address"} or self.policy.scan(flow))
 
     def _not_up(self, because: Because, tunnel: str) -> Refusal:
         egress = next((egress for egress in self._egresses if egress.name == tunnel), None)

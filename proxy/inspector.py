@@ -126,6 +126,7 @@ class Inspector(Worker):
         judging = Judging(
             self._gate, self._table, self._passage.recorder, utc_now,
             flow=flow, visitor=visitor, number=message.number, accounts=self._accounts,
+            addresses=tuple(map(ip_address, message.addresses)), through=message.tunnel or None,
         )  # fmt: skip
         destination = Destination(host, message.port, flow.protocol is Protocol.HTTPS)
         return InspectedConnection(client, destination, judging, self._tls, http2=self._http2)

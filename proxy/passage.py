@@ -15,7 +15,7 @@ from datetime import datetime
 from proxy import hearing, refusals, resolving
 from proxy.audit import Segment, Tally, VerdictRecord
 from proxy.channel.lingering import tell
-from proxy.channel.plain import Channel, PlainChannel
+from proxy.channel.plain import Channel
 from proxy.egress import DialFailed
 from proxy.flow import Because, Flow, Missing, Origin, Refusal
 from proxy.flow_table import FlowTable, OpenFlow
@@ -32,7 +32,7 @@ BY_GATEWAY = {502: "unreachable", 504: "silent-destination"}
 UNSCANNED = gate_refusal("unscanned", "what goes there is scanned, and here it could not be")
 NO_INSPECTOR = gate_refusal("no-inspector", "it has to be inspected, and there is no inspector here")
 
-type HandOver = Callable[[PlainChannel, Flow, bytes, Visitor, str], Awaitable[Refusal | None]]
+type HandOver = Callable[[Channel, Flow, bytes, Visitor, str, Inspect], Awaitable[Refusal | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Passage:
                 self.recorder.refused(answer, flow, visitor, one.number)
                 refusal: Refusal | None = answer
             elif isinstance(answer, Inspect):
-                refusal = await self._inspect(one, flow, first)
+                refusal = await self._inspect(one, flow, first, answer)
             else:
                 refusal = await self._carry(one, flow, first, answer)
             if refusal is not None:
@@ -206,14 +206,14 @@ class Passage:
 
     # -- an inspected flow -------------------------------------------------------------------------
 
-    async def _inspect(self, one: Arrival, flow: Flow, first: bytes) -> Refusal | None:
+    async def _inspect(self, one: Arrival, flow: Flow, first: bytes, answer: Inspect) -> Refusal | None:
         """Have an inspector carry the flow. A Refusal when there is none."""
         refusal: Refusal | None = NO_INSPECTOR
         manner = one.visitor.manner
         given, said = manner.given(one.client, first)
-        if self._hand_over is not None and isinstance(given, PlainChannel):
+        if self._hand_over is not None:
             await manner.proceed()
-            refusal = await self._hand_over(given, flow, said, one.visitor, one.number)
+            refusal = await self._hand_over(given, flow, said, one.visitor, one.number, answer)
         if refusal is not None:
             self.recorder.refused(refusal, flow, one.visitor, one.number)
         return refusal

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from proxy.channel.plain import Channel
-from proxy.egress import DialFailed
+from proxy.egress import DialFailed, Egress
 from proxy.flow import Flow, IPAddress, Missing, Refusal
-from proxy.gate import TUNNEL_CURE, Admission, Answer, Gate, Inspect, NeedsAddress, gate_refusal
+from proxy.gate import TUNNEL_CURE, Admission, Gate, Inspect, NeedsAddress, gate_refusal
 
+UNDECIDED = gate_refusal("undecided", "its address is known and its rules still wait")
 NEXT_ADDRESS_S = 0.25  # RFC 8305, section 5
 
 
-async def resolve(gate: Gate, flow: Flow, answer: NeedsAddress) -> tuple[Admission | Refusal, Flow]:
+async def resolve(gate: Gate, flow: Flow, answer: NeedsAddress) -> tuple[Admission | Inspect | Refusal, Flow]:
     """The answer for a named flow once its addresses are known, and the flow with the first that may be had.
 
     Where some addresses are admitted and some are not, those are left that are admitted for the same reason
@@ -30,14 +31,14 @@ async def resolve(gate: Gate, flow: Flow, answer: NeedsAddress) -> tuple[Admissi
     except DialFailed as error:
         return gate_refusal("name", str(error), TUNNEL_CURE), flow
     refused: tuple[Refusal, Flow] | None = None
-    admitted: list[tuple[IPAddress, Admission]] = []
+    admitted: list[tuple[IPAddress, Admission | Inspect]] = []
     for address in addresses:
         known = replace(flow, address=address)
         judged = gate.ask(known, through=answer.egress.name)
-        if isinstance(judged, Admission):
+        if isinstance(judged, Admission | Inspect):
             admitted.append((address, judged))
         elif refused is None:
-            refused = judged if isinstance(judged, Refusal) else _not_here(judged), known
+            refused = judged if isinstance(judged, Refusal) else UNDECIDED, known
     if not admitted:
         return refused or (gate_refusal("name", "it has no address"), flow)
     address, first = admitted[0]
@@ -52,12 +53,6 @@ async def resolve(gate: Gate, flow: Flow, answer: NeedsAddress) -> tuple[Admissi
     return replace(first, addresses=same), known
 
 
-def _not_here(answer: Answer) -> Refusal:
-    if isinstance(answer, Inspect):
-        return gate_refusal("needs-inspection", "nothing is looked into behind a tunnel that carries packets")
-    return gate_refusal("undecided", "its address is known and its rules still wait")
-
-
 async def dial(admission: Admission, flow: Flow) -> tuple[Channel, Flow]:
     """A channel to an admitted flow's destination, and the flow with the address that was dialled.
 
@@ -65,7 +60,7 @@ async def dial(admission: Admission, flow: Flow) -> tuple[Channel, Flow]:
     """
     egress = admission.egress
     if admission.addresses:
-        channel, address = await _first(admission, flow.port)
+        channel, address = await first_of(egress, admission.addresses, flow.port)
         return channel, replace(flow, address=address)
     host = flow.name if isinstance(flow.name, str) else flow.address
     if isinstance(host, Missing):
@@ -73,16 +68,19 @@ async def dial(admission: Admission, flow: Flow) -> tuple[Channel, Flow]:
     return await egress.dial(host, flow.port), flow
 
 
-async def _first(admission: Admission, port: int) -> tuple[Channel, IPAddress]:
-    """The first of the admitted addresses that answers; the next is tried when one fails or is slow."""
-    left = list(admission.addresses)
+async def first_of(egress: Egress, addresses: Sequence[IPAddress], port: int) -> tuple[Channel, IPAddress]:
+    """The first of the admitted addresses that answers; the next is tried when one fails or is slow.
+
+    Raises DialFailed.
+    """
+    left = list(addresses)
     trying: dict[asyncio.Task[Channel], IPAddress] = {}
     trouble = DialFailed("it has no address")
     try:
         while left or trying:
             if left:
                 address = left.pop(0)
-                trying[asyncio.create_task(admission.egress.dial(address, port))] = address
+                trying[asyncio.create_task(egress.dial(address, port))] = address
             done, _ = await asyncio.wait(
                 trying, timeout=NEXT_ADDRESS_S if left else None, return_when=asyncio.FIRST_COMPLETED
             )

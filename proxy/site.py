@@ -191,12 +191,6 @@ def _zones(site: Site, policy: Policy) -> list[str]:
             continue
         blind = [name for name in zone.tunnels if _is_blind(site.tunnels[name])]
         mtls = [one for one in zone.tunnels if isinstance(site.tunnels.get(one), Tunnel)]
-        packets = [one for one in zone.tunnels if isinstance(site.tunnels.get(one), WireguardTunnel)]
-        if zone.inspects and packets:
-            problems.append(
-                f'{site.file}: zone "{name}" inspects, and nothing is looked into behind tunnel '
-                f'"{packets[0]}", which carries packets; take one of the two from the zone'
-            )
         if blind and policy.needs_addresses(name):
             problems.append(
                 f'{site.file}: the policy of zone "{name}" blocks addresses; tunnel "{blind[0]}" resolves '

@@ -147,7 +147,7 @@ class Worker:
             self._connect_holder(egress, next(given))
         policy = load(ipc.read_file(policy_fd), configure.policy_file, OWN_NETWORKS)
         self._gate = Gate(policy, tuple(self._egresses.values()), inspects=configure.inspects)
-        self._handing_over = HandingOver(link.send)
+        self._handing_over = HandingOver(link.send, backlog)
         self._most = min(configure.max_flows, _flows_that_fit())
         self._table = FlowTable(self._most)
         if configure.counted_only:

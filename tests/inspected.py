@@ -25,7 +25,7 @@ from loopback import Site
 from proxy.audit import EndRecord, Record, Segment, VerdictRecord, decode
 from proxy.certificates import Issued, issue_server, make_authority
 from proxy.channel import PlainChannel
-from proxy.flow import NEVER, Flow, Protocol, Verdict
+from proxy.flow import NEVER, Flow, IPAddress, Protocol, Verdict
 from proxy.flow_table import FlowTable
 from proxy.gate import Gate
 from proxy.inspection.connection import InspectedConnection
@@ -144,6 +144,8 @@ class World:
     accounts: Accounts | None = None
     numbers: Any = field(default_factory=lambda: itertools.count(1))
     name: str = NAME
+    addresses: tuple[IPAddress, ...] = ()  # those that were judged, through this tunnel
+    through: str | None = None
 
     def enter(self, **changes: Any) -> socket.socket:
         """The program's end of a new connection."""
@@ -162,7 +164,7 @@ class World:
         judging = Judging(
             self.gate, self.table, recorder, lambda: datetime.now(UTC),
             flow=replace(flow, **changes), visitor=VISITOR, number=f"f{next(self.numbers)}",
-            accounts=self.accounts,
+            accounts=self.accounts, addresses=self.addresses, through=self.through,
         )  # fmt: skip
         to = Destination(self.name, self.port, self.tls)
         handler = InspectedConnection(client, to, judging, self.tls_sides, http2=self.http2)

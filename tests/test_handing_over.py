@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from loopback import pair, runner
+from leased import Clock, unconnected
+from loopback import LOOPS, pair, runner
 
 from proxy import handing_over, ipc
 from proxy.channel import PlainChannel
-from proxy.flow import NEVER, Flow, Protocol, Refusal
+from proxy.channel.plain import Channel
+from proxy.egress import Grant
+from proxy.flow import NEVER, Because, Flow, Judgement, Origin, Protocol, Refusal
+from proxy.gate import Inspect
 from proxy.handing_over import HandingOver
 from proxy.messages.inspection import TakeOver, WantInspector
 from proxy.messages.worker import BubbleGone
@@ -29,6 +36,10 @@ FLOW = Flow(
     protocol=Protocol.HTTPS,
 )
 VISITOR = Visitor("b1", "structural")
+JUDGEMENT = Judgement(None, Because(Origin.GATE, "undecided", ""))
+ANY: Any = None
+INSPECT = Inspect(unconnected(Clock()), Grant(1, "sha256:peer", 0.1), JUDGEMENT, ANY)
+BEHIND = replace(INSPECT, addresses=(ip_address("10.1.2.3"), ip_address("fd00::3")))
 
 
 def test_a_flow_goes_with_its_socket_and_what_was_read() -> None:
@@ -38,7 +49,7 @@ def test_a_flow_goes_with_its_socket_and_what_was_read() -> None:
         near, far = pair()
         client = PlainChannel(near)
         client.unread(b" and unread")
-        giving = asyncio.create_task(handing(client, FLOW, b"read", VISITOR, "f1"))
+        giving = asyncio.create_task(handing(client, FLOW, b"read", VISITOR, "f1", INSPECT))
         await asyncio.sleep(0)
         assert asked == [WantInspector()]
         ours, theirs = ipc.pair()
@@ -55,7 +66,7 @@ def test_a_flow_goes_with_its_socket_and_what_was_read() -> None:
             assert far.recv(10) == b"hello"
         with pytest.raises(ConnectionError):
             await client.write(b"more")  # nothing of it is left here
-        assert await handing(PlainChannel(far), FLOW, b"", VISITOR, "f2") is None and len(asked) == 1
+        assert await handing(PlainChannel(far), FLOW, b"", VISITOR, "f2", INSPECT) is None and len(asked) == 1
         theirs.close()
         await hearing
 
@@ -70,7 +81,7 @@ def test_that_a_bubble_has_ended_is_said_behind_its_last_flow() -> None:
         hearing = asyncio.create_task(handing.hear(ours))
         await asyncio.sleep(0)
         near, far = pair()
-        assert await handing(PlainChannel(near), FLOW, b"", VISITOR, "f1") is None
+        assert await handing(PlainChannel(near), FLOW, b"", VISITOR, "f1", INSPECT) is None
         handing.forget("b1")
         _, fds = ipc.receive(theirs, [TakeOver])
         ipc.close_all(fds)
@@ -90,7 +101,7 @@ def test_without_an_inspector_it_is_refused(reason: str, monkeypatch: pytest.Mon
         handing = HandingOver(asked.append)
         near, far = pair()
         client = PlainChannel(near)
-        giving = asyncio.create_task(handing(client, FLOW, b"", VISITOR, "f1"))
+        giving = asyncio.create_task(handing(client, FLOW, b"", VISITOR, "f1", INSPECT))
         await asyncio.sleep(0)
         if reason:
             handing.refused(reason)
@@ -102,3 +113,83 @@ def test_without_an_inspector_it_is_refused(reason: str, monkeypatch: pytest.Mon
         far.close()
 
     runner("asyncio")(main())
+
+
+def test_judged_addresses_go_with_it_and_the_tunnel_that_they_are_behind() -> None:
+    async def main() -> None:
+        handing = HandingOver(lambda _: None)
+        ours, theirs = ipc.pair()
+        hearing = asyncio.create_task(handing.hear(ours))
+        await asyncio.sleep(0)
+        for answer, addresses, tunnel in ((BEHIND, ("10.1.2.3", "fd00::3"), "hq"), (INSPECT, (), "")):
+            near, far = pair()
+            assert await handing(PlainChannel(near), FLOW, b"", VISITOR, "f1", answer) is None
+            message, fds = ipc.receive(theirs, [TakeOver])
+            assert (message.addresses, message.tunnel) == (addresses, tunnel)
+            ipc.close_all(fds)
+            far.close()
+        theirs.close()
+        await hearing
+
+    runner("asyncio")(main())
+
+
+class Within:
+    """A client whose bytes are not its socket's: what is read of it was unpacked here."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+
+async def carried(end: Callable[[PlainChannel, socket.socket], Awaitable[None]]) -> None:
+    """A client that cannot be given away, the inspector's end of it, and the client's own."""
+    handing = HandingOver(lambda _: None)
+    ours, theirs = ipc.pair()
+    hearing = asyncio.create_task(handing.hear(ours))
+    await asyncio.sleep(0)
+    near, far = pair()
+    client: Any = Within(PlainChannel(near))
+    giving = asyncio.create_task(handing(client, FLOW, b"read", VISITOR, "f1", INSPECT))
+    await asyncio.sleep(0)
+    _, fds = ipc.receive(theirs, [TakeOver])
+    assert ipc.read_file(fds[1]) == b"read"
+    inspector = PlainChannel(socket.socket(fileno=fds[0]))
+    far.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(far, b"a request")
+    assert await inspector.read() == b"a request"
+    await inspector.write(b"an answer")
+    assert await loop.sock_recv(far, 99) == b"an answer"
+    await end(inspector, far)
+    async with asyncio.timeout(60):
+        assert await giving is None
+    inspector.abort()
+    far.close()
+    theirs.close()
+    await hearing
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_client_that_cannot_be_given_away_is_carried(loop: str) -> None:
+    async def finish(inspector: PlainChannel, far: socket.socket) -> None:
+        await inspector.write_eof()
+        assert await asyncio.get_running_loop().sock_recv(far, 99) == b""
+        far.close()
+        assert await inspector.read() == b""
+
+    runner(loop)(carried(finish))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_an_inspector_cuts_is_no_end_of_file(loop: str) -> None:
+    """Also where it has read everything: the client is reset."""
+
+    async def cut(inspector: PlainChannel, far: socket.socket) -> None:
+        inspector.abort()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.get_running_loop().sock_recv(far, 99)
+
+    runner(loop)(carried(cut))

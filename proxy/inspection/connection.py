@@ -22,7 +22,7 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import ConnectionIO, LiveConnectionHandler
 
 from proxy.channel.plain import Channel
-from proxy.egress import DialFailed
+from proxy.egress import DialFailed, Egress
 from proxy.flow import Because, Origin, Transfer
 from proxy.inspection.heads import Destination
 from proxy.inspection.hooks import HOOKS, Go, Hooks
@@ -30,6 +30,7 @@ from proxy.inspection.judging import Exchange, Judging, Refused
 from proxy.inspection.pages import page
 from proxy.inspection.streams import Stream
 from proxy.inspection.tls import TlsSides
+from proxy.resolving import first_of
 
 HOOK_LIMIT_S, HEAD_LIMIT_S, HANDSHAKE_LIMIT_S, IDLE_LIMIT_S = 10.0, 30.0, 15.0, 300
 HELD_BYTES, UNPARSED_BYTES = 2 << 20, 1 << 20
@@ -74,6 +75,7 @@ class InspectedConnection(LiveConnectionHandler):
         self._trouble = ""
         self._asking = 0
         self._opening: dict[Connection, asyncio.TimerHandle | None] = {}
+        self._choosing = asyncio.Lock()  # of one among several addresses
         self._client_room, self._upstream_room = asyncio.Event(), asyncio.Event()
         self._client_room.set()
         self._upstream_room.set()
@@ -241,18 +243,30 @@ class InspectedConnection(LiveConnectionHandler):
 
     async def _connected(self) -> Channel:
         """A channel to the destination by the way that the requests were admitted for."""
-        egress, to = self._judging.egress, self._destination
+        egress = self._judging.egress
         if egress is None:
             raise DialFailed("no request was let through")
         grant = egress.grant()
         if grant is None:
             raise DialFailed(f"tunnel {egress.name} is not proved: {egress.words}")
-        channel = await egress.dial(to.host, to.port)
+        channel = await self._reached(egress)
         if not egress.admits(grant) or not self._judging.admits_still():
             channel.abort()
             raise DialFailed("it was no longer admitted when it was dialled")
         for end in (channel, self._client_channel):
             end.guard(lambda: egress.admits(grant))
+        return channel
+
+    async def _reached(self, egress: Egress) -> Channel:
+        """Dial what was judged: the name, an address, or the first of several addresses that answers."""
+        to, judging = self._destination, self._judging
+        if not judging.addresses:
+            return await egress.dial(to.host, to.port)
+        if len(judging.addresses) == 1:
+            return await egress.dial(judging.addresses[0], to.port)
+        async with self._choosing:
+            channel, address = await first_of(egress, judging.addresses, to.port)
+            judging.reached(address)
         return channel
 
     def _handshake_failed(self, server: Connection, stream: Stream) -> None:

@@ -13,9 +13,9 @@ from datetime import datetime
 
 from proxy.audit import VerdictRecord
 from proxy.egress import Egress, Grant
-from proxy.flow import FAILED, UNKNOWN, Because, Budget, Flow, Origin, Refusal, Transfer
+from proxy.flow import FAILED, UNKNOWN, Because, Budget, Flow, IPAddress, Origin, Refusal, Transfer
 from proxy.flow_table import FlowTable, OpenFlow
-from proxy.gate import Admission, Gate, Inspect, gate_refusal
+from proxy.gate import Admission, Answer, Gate, Inspect, gate_refusal
 from proxy.inspection.heads import Answered, Asked, Fields, Improper, read_trailers
 from proxy.inspection.scans import Scanning, scan_refusal, scanning_of
 from proxy.policy import Policy
@@ -113,7 +113,10 @@ class Refused:
 
 
 class Judging:
-    """The judge of one connection's requests. `flow` is what is known of the connection itself."""
+    """The judge of one connection's requests. `flow` is what is known of the connection itself.
+
+    A named one whose addresses were judged may be dialled at `addresses` alone, `through` that tunnel alone.
+    """
 
     def __init__(
         self,
@@ -126,11 +129,14 @@ class Judging:
         visitor: Visitor,
         number: str,
         accounts: Accounts | None = None,
+        addresses: tuple[IPAddress, ...] = (),
+        through: str | None = None,
     ) -> None:
         self._pocket = pocket_of(accounts, gate.policy, flow) if accounts else None
         self._gate, self._table, self._recorder, self._now = gate, table, recorder, now
         self.reset: Callable[[], None] = lambda: None  # whoever carries the connection says how to end it
         self.flow, self.visitor, self.number = flow, visitor, number
+        self.addresses, self._through = addresses, through
         self._count = 0
         self._egress: Egress | None = None
         self._connection: OpenFlow | None = None
@@ -176,6 +182,17 @@ class Judging:
             return record
         return self._opened(asked, flow, answer, record, scanning)
 
+    def reached(self, address: IPAddress) -> None:
+        """One of the addresses has answered: the connection stays with it, and is judged by it."""
+        self.addresses = (address,)
+        self.flow = replace(self.flow, address=address)
+        for exchange in self._open:
+            exchange.flow = replace(exchange.flow, address=address)
+            exchange.record = replace(exchange.record, address=address)
+            exchange.entry.flow = replace(exchange.entry.flow, address=address)
+        if self._connection is not None:
+            self._connection.flow = replace(self._connection.flow, address=address)
+
     async def fill(self, *transfers: Transfer) -> None:
         """Have what the next bytes may use of quotas; to be awaited before they are read."""
         if self._pocket is not None:
@@ -204,14 +221,14 @@ class Judging:
         """The gate's answer for all that a request will transfer, and the flow that it was given for."""
         if not asked.has_body and not asked.websocket_key:
             flow = replace(flow, transfer=Transfer.DOWNLOAD)
-            return self._plain(self._gate.ask(flow), _TOLD_BY_THE_ANSWER), flow
+            return self._plain(self._ask(flow), _TOLD_BY_THE_ANSWER), flow
         upload = replace(flow, transfer=Transfer.UPLOAD, content_type=asked.content_type, size=asked.size)
         if not asked.websocket_key:
-            return self._plain(self._gate.ask(upload)), upload
+            return self._plain(self._ask(upload)), upload
         # A WebSocket carries both ways what no head declares: it must be admitted whatever that is.
         unsaid = replace(flow, content_type=FAILED, size=UNKNOWN)
         ways = [replace(unsaid, transfer=transfer) for transfer in Transfer]
-        answers = [self._plain(self._gate.ask(way)) for way in ways]
+        answers = [self._plain(self._ask(way)) for way in ways]
         for answer, way in zip(answers, ways, strict=True):
             if isinstance(answer, Refusal):
                 return answer, way
@@ -221,6 +238,9 @@ class Judging:
             b for answer in answers if isinstance(answer, Admission) for b in answer.judgement.budgets
         )
         return replace(first, judgement=replace(first.judgement, budgets=every)), flow
+
+    def _ask(self, flow: Flow) -> Answer:
+        return self._gate.ask(flow, self._through)
 
     def _plain(
         self, answer: object, may_wait_for: frozenset[str] = frozenset()
@@ -291,7 +311,7 @@ class Judging:
             content_type=answered.content_type,
             size=answered.size,
         )
-        answer = self._plain(self._gate.ask(flow))
+        answer = self._plain(self._ask(flow))
         if not isinstance(answer, Refusal) and answer.egress is not exchange.egress:
             answer = gate_refusal("route-changes", "its connection goes through another tunnel", "try again")
         if isinstance(answer, Refusal):

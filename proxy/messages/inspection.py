@@ -45,7 +45,8 @@ class TakeFrom:
 @dataclass(frozen=True, slots=True)
 class TakeOver:
     """From a worker to its inspector: a flow that has to be inspected. Descriptors: the client's socket, and
-    a memory file of what was read from it. An absent name or address is empty."""
+    a memory file of what was read from it. An absent name or address is empty. Where its addresses were
+    judged it is spoken to at these and no others, and through this `tunnel` alone."""
 
     descriptors: ClassVar[tuple[int, int]] = (2, 2)
 
@@ -58,3 +59,5 @@ class TakeOver:
     address: str
     port: int
     protocol: str
+    addresses: tuple[str, ...] = ()
+    tunnel: str = ""

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -19,6 +20,7 @@ from lab.conftest import AS_ROOT, WITHOUT, Watch
 from lab.gate import LAB_RULES, PROGRAMS, Gate, Settings, python, remove
 from lab.kernel import Place
 from lab.world import INTRANET, Host, World
+from proxy import certificates
 
 NAME = "intranet.corp.example"
 GUARDS = """
@@ -28,13 +30,27 @@ GUARDS = """
 """
 GRPC_PORT = 7002
 RULES = f"{LAB_RULES}  - {{id: rpc, match: {{to: intranet, port: {GRPC_PORT}}}, verdict: tunnel}}\n"
+OPEN, RUNNERS, SOCKS = 3139, 3140, 1089
+LISTEN = f"""
+  open: {{kind: http, address: "127.0.0.1:{OPEN}", zone: corporate, auth: none}}
+  socks: {{kind: socks5, address: "127.0.0.1:{SOCKS}", zone: corporate, auth: none}}
+  runners: {{kind: http, address: "127.0.0.1:{RUNNERS}", zone: corporate, auth: {{certificates: ca.crt}},
+    certificate: proxy.crt, key: proxy.key}}
+"""
+PEOPLE = "".join(f"  {name}: {{zones: [corporate]}}\n" for name in ("anonymous", "device1"))
 PACKAGES = Path(grpc.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def gate(host: Host) -> Iterator[Gate]:
     """One daemon for all of them; some end its inspector, none ends it."""
-    made = Gate(host, "inspecting", Settings(inspects=True, guards=GUARDS, rules=RULES, without=WITHOUT))
+    listen, people = (LISTEN, PEOPLE) if host.uid == 0 else ("", "")
+    settings = Settings(
+        inspects=True, guards=GUARDS, rules=RULES, listen=listen, people=people, without=WITHOUT
+    )
+    made = Gate(host, "inspecting", settings)
+    proxy = certificates.issue_server(host.world.names.authority, ["127.0.0.1"], now=datetime.now(UTC))
+    certificates.write_issued(proxy, made.directory, "proxy")
     try:
         yield made.start().attested()
     finally:
@@ -204,6 +220,42 @@ def test_grpc(gate: Gate, rpc_log: Path) -> None:
     }, (done, gate.said()[-2000:])
     called = rpc_log.read_text().split()
     assert called.count("/lab.Echo/unary_unary") == 22 and "/lab.Echo/Delete" not in called
+
+
+BY_LISTENER = {
+    "CONNECT": (f"http://127.0.0.1:{OPEN}", "https"),
+    "an absolute form": (f"http://127.0.0.1:{OPEN}", "http"),
+    "SOCKS": (f"socks5h://127.0.0.1:{SOCKS}", "https"),
+    "CONNECT within TLS": (f"https://127.0.0.1:{RUNNERS}", "https"),
+    "an absolute form within TLS": (f"https://127.0.0.1:{RUNNERS}", "http"),
+}
+
+
+@AS_ROOT
+@pytest.mark.parametrize("way", BY_LISTENER)
+def test_programs_outside_that_use_a_listener(gate: Gate, way: str) -> None:
+    """They are inspected as those in bubbles are, also where they speak TLS to the listener itself."""
+    proxy, scheme = BY_LISTENER[way]
+    here = gate.directory
+    words = ["--cacert", f"{here}/inspection/root-1.crt", "-x", proxy, "--proxy-cacert", f"{here}/ca.crt"]
+    words += ["--proxy-cert", f"{here}/device1.crt", "--proxy-key", f"{here}/device1.key"]
+
+    def ask(*more: str, stdin: bytes = b"") -> str:
+        done = kernel.run(gate.host.place, ["curl", "-sS", "-m", "20", *words, *more], stdin=stdin)
+        return done.out + done.err
+
+    assert ask(f"{scheme}://{NAME}/") == "the intranet\n"
+    refused = ask("-X", "DELETE", f"{scheme}://{NAME}/page")
+    assert "nothing is deleted" in refused, refused
+    row = gate.record(
+        "verdict", lambda row: row["request"] == "DELETE /page" and "@127.0.0.1" in row["bubble"]
+    )
+    assert (row["verdict"], row["enforcement"]) == ("block", "cooperative")
+    digest = hashlib.sha256(b"x" * (3 << 20)).hexdigest()
+    sent = ask("--data-binary", "@-", f"{scheme}://{NAME}/upload", stdin=b"x" * (3 << 20))
+    assert sent == digest, sent
+    refused = ask("--data-binary", "@-", f"{scheme}://{NAME}/small", stdin=b"x" * (3 << 20))
+    assert "small-uploads" in refused, refused
 
 
 @AS_ROOT

@@ -105,6 +105,20 @@ async def serve(self, sock):
     await _serve(self, sock)
 c.Captured._serve = serve
 """
+_ANY_ADDRESS = """
+import proxy.packet_egress as p, proxy.policy.compile as c
+p.PacketEgress._is_near = lambda self, address: False
+c.Claims.outcome_of = lambda self, claim, name: None
+"""
+_ANY_REQUEST = """
+import proxy.inspection.judging as j
+from dataclasses import replace
+_admission = j.Judging._admission
+def admission(self, flow, asked):
+    asked = replace(asked, method="GET", path="/", has_body=False, websocket_key=b"")
+    return _admission(self, replace(flow, method="GET", path="/"), asked)
+j.Judging._admission = admission
+"""
 ATTACKS: Mapping[str, Mapping[str, str]] = {"aim": {"worker": _AIM}, "ask-names": {"worker": _ASK_NAMES}}
 
 # name -> (module -> code run in that process before its main). "cli" is the command itself.
@@ -184,11 +198,8 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
         "for m in list(sys.modules.values()):\n"
         "    if getattr(m, '__name__', '').startswith('proxy') and hasattr(m, 'inner'): m.inner = a.inner",
     },
-    "rebinding": {
-        "worker": "import proxy.packet_egress as p, proxy.policy.compile as c\n"
-        "p.PacketEgress._is_near = lambda self, address: False\n"
-        "c.Claims.outcome_of = lambda self, claim, name: None",
-    },
+    "rebinding": {"worker": _ANY_ADDRESS, "inspector": _ANY_ADDRESS},
+    "request-verdicts": {"inspector": _ANY_REQUEST},
     "special-ranges": {
         "worker": "import proxy.policy.compile as c\n"
         "c._claim = lambda own, special, wide, narrow: c.Claim(False, False, bool(wide), wide)\n"

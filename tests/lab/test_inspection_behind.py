@@ -1,0 +1,64 @@
+"""Inspection behind a tunnel that carries packets: names are resolved through it, and addresses judged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from lab.conftest import AS_ROOT, NewGate
+from lab.packet_peer import GATEWAY_INSIDE, Peer, public
+from lab.test_inspection import GUARDS, NAME, curl
+from lab.test_wireguard import Wires, packets, wires
+from lab.world import HOSTS, INTRANET, INTRANET6, PUBLIC, World
+
+__all__ = ["peer", "wires"]
+NAMES: dict[str, Sequence[object]] = {
+    "near.corp.example": ["169.254.169.254"],
+    "gateway.corp.example": [GATEWAY_INSIDE],
+    "both.corp.example": [PUBLIC, GATEWAY_INSIDE, INTRANET],
+}
+
+
+@pytest.fixture(scope="module")
+def peer(world: World) -> Iterator[Peer]:
+    """The corporate end; some names lead to places that are not behind it, or not theirs."""
+    made = Peer(world)
+    made.tell({**{name: list(addresses) for name, addresses in HOSTS.items()}, **NAMES})
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@AS_ROOT
+@pytest.mark.parametrize("control", [True, False], ids=["control", "row"])
+def test_requests_and_rebinding(new_gate: NewGate, peer: Peer, wires: Wires, control: bool) -> None:
+    """Each request is judged; the address on record is the one that was judged and no other is spoken to."""
+    without = ["request-verdicts", "rebinding"] if control else []
+    gate = new_gate(*without, inspects=True, guards=GUARDS, **packets(peer)).attested()
+    refused = curl(gate, "-X", "DELETE", f"https://{NAME}/page")
+    asked = "; ".join(f"curl -sS -m 3 http://{name}/" for name in NAMES)
+    said = gate.run("sh", "-c", asked).out
+    rows = [row for row in gate.records() if row["record"] == "verdict" and row["name"] in NAMES]
+    verdicts = {row["name"]: row["verdict"] for row in rows}
+    if control:
+        assert refused.startswith("HTTP/2 200"), "must be red"
+        assert verdicts["gateway.corp.example"] == verdicts["near.corp.example"] == "tunnel", "must be red"
+        return
+    assert refused.startswith("HTTP/2 403") and "nothing is deleted" in refused, refused + gate.said()
+    assert verdicts["near.corp.example"] == verdicts["gateway.corp.example"] == "block", rows
+    assert {row["address"] for row in rows if row["verdict"] == "tunnel"} == {INTRANET}, rows
+    assert said.endswith("the intranet\n") and said.count("the intranet\n") == 1, said
+
+    for more in ([f"https://{NAME}/"], ["--http1.1", f"https://{NAME}/"], [f"http://{NAME}/"]):
+        good = curl(gate, *more)
+        assert re.match(r"HTTP/(2|1\.1) 200", good) and good.endswith("the intranet\n"), good + gate.said()
+    row = gate.record("end", lambda row: row["request"] == "GET /" and row["name"] == NAME)
+    assert (row["address"], row["tunnel"], row["peer"]) == (INTRANET, "hq", public(peer.key))
+    assert curl(gate, "https://six.corp.example/").endswith("the intranet\n")
+    assert gate.record("end", lambda row: row["name"] == "six.corp.example")["address"] == INTRANET6
+    upload = curl(gate, "-T", "-", f"https://{NAME}/small", "-X", "POST", stdin=b"x" * (2 << 20))
+    assert "403" in upload.partition("\n")[0] and "small-uploads" in upload, upload
+    wires.quiet()
