@@ -17,8 +17,9 @@ pyproject.toml, and this is what it is about):
     first_bytes, gate, vetted, refusals    Flow -> Admission | Refusal, and how a refusal looks
     config, site                           the site file, and all that it names
     authority, new_site                    who issues the tunnels' certificates; a site's first day
-    replacement                            a policy in place of another while flows go on
-    mtls_egress, packet_egress             each kind's way to dial
+    mtls_egress, packet_egress, leases     each kind's way to dial; a worker's tunnels, while they are leased
+    replacement, rejudging                 a policy in place of another, and open flows judged by it
+    hand, asking                           what is done to flows by hand; what a worker asks its supervisor
     replies, resolver, resolving           names behind a packet tunnel, and judged addresses
     wireguard_config, wg_quick             a WireGuard tunnel in a site file, and out of a wg-quick file
     tunnels/, renewal, expiry              a holder's evidence, judged; their certificates, kept new

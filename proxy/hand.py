@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import fields
 from datetime import datetime
-from operator import attrgetter
 
-from proxy.flow import Flow, Missing
+from proxy.flow import Missing
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import Gate
 from proxy.messages.worker import Cut, Done, FlowPage, FlowRow, Lock, TellFlows
@@ -20,8 +18,6 @@ from proxy.messages.worker import Cut, Done, FlowPage, FlowRow, Lock, TellFlows
 FLOWS_OF_PAGE = 50  # of rows as long as they may be, that is well below what one message takes
 BECAUSE_CHARACTERS = 160
 GONE_LIMIT_S, GONE_LOOK_S = 0.5, 0.002
-
-_FACTS = attrgetter(*(field.name for field in fields(Flow) if field.name != "at"))
 
 type Start = Callable[[Coroutine[None, None, None]], None]
 
@@ -81,22 +77,6 @@ class Hand:
             bytes_down=counts.downloaded,
             because=open_flow.because[:BECAUSE_CHARACTERS],
         )
-
-
-def lost_now(gate: Gate, now: datetime) -> Callable[[OpenFlow], bool]:
-    """Whether an open flow would not be admitted any more. Those that differ only in when they began are
-    judged once: ten thousand flows are seldom to more than some hundred places."""
-    known: dict[tuple[object, ...], bool] = {}
-
-    def is_lost(entry: OpenFlow) -> bool:
-        key = (_FACTS(entry.flow), entry.tunnel, entry.inspected, entry.duties)
-        if key not in known:
-            known[key] = not gate.admits_still(
-                entry.flow, entry.tunnel, now, inspected=entry.inspected, duties=entry.duties
-            )
-        return known[key]
-
-    return is_lost
 
 
 def is_meant(open_flow: OpenFlow, order: Cut) -> bool:

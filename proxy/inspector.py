@@ -26,8 +26,9 @@ from proxy.leaves import Leaves
 from proxy.link import Link
 from proxy.messages.inspection import Prepare, TakeFrom, TakeOver
 from proxy.messages.worker import TO_WORKER, BubbleGone, Configure, ToWorker
+from proxy.sealed import run
 from proxy.visitor import Visitor
-from proxy.worker import Worker, run, utc_now
+from proxy.worker import Worker, utc_now
 
 MEMORY_BYTES = 1 << 30
 TO_INSPECTOR = (*TO_WORKER, Prepare, TakeFrom)
@@ -37,7 +38,7 @@ type ToInspector = ToWorker | Prepare | TakeFrom
 def main(arguments: Sequence[str]) -> None:
     """Work until the supervisor's end of the link (a descriptor, the first argument) is gone."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    run(arguments, Inspector, TO_INSPECTOR)
+    run(arguments, TO_INSPECTOR, lambda *given: Inspector(*given).work())
 
 
 class Inspector(Worker):

@@ -8,40 +8,33 @@ it. When its supervisor is gone it ends, and its flows with it.
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import os
 import resource
 import socket
-import ssl
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import batched
-from typing import Any, assert_never
+from typing import assert_never
 
-import uvloop
-
-from proxy import ipc, prctl
+from proxy import ipc
 from proxy.allocator import OWN_NETWORKS
 from proxy.asking import Asking
 from proxy.audit import Segment, Tally
 from proxy.captured import Captured
-from proxy.channel.contexts import client_context
 from proxy.channel.plain import Backlog
 from proxy.datagram_passage import DatagramPassage
-from proxy.egress import Egress
 from proxy.explicit.listener import Explicit, server_side
 from proxy.explicit.logins import Failures, Login, Logins
 from proxy.explicit.web import House
 from proxy.flow import NEVER, UNKNOWN, Flow, IPAddress
 from proxy.flow_table import FlowTable
 from proxy.gate import Gate
-from proxy.hand import Hand, lost_now
+from proxy.hand import Hand
 from proxy.handing_over import HandingOver
+from proxy.leases import Leases
 from proxy.link import Link
-from proxy.messages.holding import TunnelSetup
 from proxy.messages.inspection import InspectorDoor, NoInspector
 from proxy.messages.worker import (
     TO_WORKER,
@@ -49,7 +42,6 @@ from proxy.messages.worker import (
     BubbleGone,
     Configure,
     Cut,
-    Done,
     Door,
     Lease,
     Listen,
@@ -62,73 +54,26 @@ from proxy.messages.worker import (
     NoSegment,
     QuotaAnswer,
     Report,
-    Sealed,
     Serving,
     TellFlows,
     ToWorker,
     WantSegment,
 )
-from proxy.mtls_egress import MtlsEgress
 from proxy.names import BubbleNames
-from proxy.packet_egress import PacketEgress
 from proxy.passage import Passage
-from proxy.policy import Problems, load
-from proxy.private import private_files
+from proxy.policy import load
 from proxy.purse import Accounts
-from proxy.replacement import let_go, load_beside
+from proxy.rejudging import Rejudging
+from proxy.sealed import run
 from proxy.visitor import Visitor
 
 REPORT_EVERY_S = 1.0
 OTHER_DESCRIPTORS = 1024
-JUDGED_PER_TURN = 128  # well under 5 ms
 
 
 def main(arguments: Sequence[str]) -> None:
     """Work until the supervisor's end of the link (a descriptor, the first argument) is gone."""
-    run(arguments, Worker, TO_WORKER)
-
-
-def run(arguments: Sequence[str], kind: type[Worker], accepted: Sequence[type[Any]]) -> None:
-    """The life of a worker of some kind, which hears `accepted`."""
-    sock = socket.socket(fileno=int(arguments[0]))
-    prctl.no_core_dump()
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    try:
-        ipc.send(sock, Sealed(is_sealed()))
-        configure, fds = ipc.receive(sock, [Configure])
-        uvloop.run(_work(kind, sock, accepted, configure, fds))
-    except ipc.LinkBroken:
-        return
-
-
-def is_sealed() -> bool:
-    """Whether this process cannot make a socket of any kind; what it has was handed to it."""
-    for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
-        try:
-            socket.socket(family, socket.SOCK_DGRAM).close()
-        except PermissionError:
-            continue
-        return False
-    return True
-
-
-def boot_ns() -> int:
-    """CLOCK_BOOTTIME: it goes on while the machine sleeps, and nobody can set it."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
-async def _work(
-    kind: type[Worker],
-    sock: socket.socket,
-    accepted: Sequence[type[Any]],
-    configure: Configure,
-    fds: list[int],
-) -> None:
-    worker = kind(Link(sock, accepted), configure, fds)
-    gc.collect()
-    gc.freeze()
-    await worker.work()
+    run(arguments, TO_WORKER, lambda *given: Worker(*given).work())
 
 
 class Worker:
@@ -140,16 +85,13 @@ class Worker:
         backlog = Backlog()
         self._backlog = backlog
         self._tasks: set[asyncio.Task[object]] = set()
-        given = iter(tunnel_fds)
-        self._egresses: dict[str, Egress] = {}
-        for setup in configure.tunnels:
-            self._egresses[setup.name] = egress = _egress(setup, given, backlog)
-            self._connect_holder(egress, next(given))
-        policy = load(ipc.read_file(policy_fd), configure.policy_file, OWN_NETWORKS)
-        self._gate = Gate(policy, tuple(self._egresses.values()), inspects=configure.inspects)
-        self._handing_over = HandingOver(link.send, backlog)
         self._most = min(configure.max_flows, _flows_that_fit())
         self._table = FlowTable(self._most)
+        self._leases = Leases(configure.tunnels, tunnel_fds, backlog, self._table, self._start)
+        egresses = tuple(self._leases.egresses.values())
+        policy = load(ipc.read_file(policy_fd), configure.policy_file, OWN_NETWORKS)
+        self._gate = Gate(policy, egresses, inspects=configure.inspects)
+        self._handing_over = HandingOver(link.send, backlog)
         if configure.counted_only:
             os.close(segment_fd)
             self._records: Segment | Tally = Tally()
@@ -167,18 +109,17 @@ class Worker:
             accounts=self._accounts,
             hand_over=self._handing_over,
         )
-        self._datagrams = DatagramPassage(self._passage, self._gate, self._table, self._egresses.values())
+        self._datagrams = DatagramPassage(self._passage, self._gate, self._table, egresses)
         self._hand = Hand(self._gate, self._table, utc_now, link.send, self._start)
+        self._rejudging = Rejudging(self._gate, self._table, utc_now, link.send, self._start)
         self._bubbles: dict[str, Captured] = {}
         self._explicit: dict[str, Explicit] = {}
         self._failures = Failures(time.monotonic)
-        self._edge: asyncio.TimerHandle | None = None
-        self._policies = 0
 
     async def work(self) -> None:
         """Until the supervisor is gone."""
         self._start(self._report_for_ever())
-        self._await_edge()
+        self._rejudging.await_edge()
         try:
             while True:
                 message, fds = await self._link.receive()
@@ -198,7 +139,7 @@ class Worker:
     def _hear(self, message: ToWorker, fds: list[int]) -> None:
         match message:
             case Lease():
-                self._take_lease(message)
+                self._leases.take(message)
             case Listen():
                 self._listen(message, fds)
             case ListenExplicit():
@@ -206,13 +147,11 @@ class Worker:
             case BubbleGone():
                 self._forget(message.bubble)
             case Door():
-                self._connect_holder(self._egresses[message.tunnel], fds[0])
+                self._leases.connect_holder(message.tunnel, fds[0])
             case NewCertificate():
-                egress = self._egresses[message.tunnel]
-                if isinstance(egress, MtlsEgress):
-                    egress.show(_context(egress.setup, *fds))
+                self._leases.show(message.tunnel, *fds)
             case NewPolicy():
-                self._start(self._replace_policy(message, ipc.read_file(fds[0])))
+                self._start(self._rejudging.replace_policy(message, ipc.read_file(fds[0])))
             case Lock() | Cut() | TellFlows():
                 self._hand.do(message)
             case NewSegment():
@@ -232,34 +171,6 @@ class Worker:
                 raise ipc.LinkBroken("a worker is configured once")
             case _:
                 assert_never(message)
-
-    # -- tunnels -----------------------------------------------------------------------------------
-
-    def _connect_holder(self, egress: Egress, fd: int) -> None:
-        egress.connect_holder(socket.socket(fileno=fd))
-        self._start(egress.hear_holder())
-
-    def _take_lease(self, lease: Lease) -> None:
-        egress = self._egresses[lease.tunnel]
-        if not egress.leased or not lease.deadline_ns:
-            self._cut_tunnel(egress.name, lease.words)
-        egress.renew(lease)
-        if lease.deadline_ns:
-            self._watch_lease(egress)
-
-    def _watch_lease(self, egress: Egress) -> None:
-        """Cut at the deadline; every byte asks the clock as well, so a late timer lets nothing through."""
-        deadline_ns = egress.deadline_ns
-        left_s = max(0.0, (deadline_ns - boot_ns()) / 1e9)
-
-        def expired() -> None:
-            if egress.deadline_ns == deadline_ns and not egress.leased:
-                self._cut_tunnel(egress.name, egress.words)
-
-        asyncio.get_running_loop().call_later(left_s + 0.001, expired)
-
-    def _cut_tunnel(self, tunnel: str, words: str) -> None:
-        self._table.cut(lambda flow: flow.tunnel == tunnel, f"tunnel {tunnel} lost: {words}")
 
     # -- bubbles -----------------------------------------------------------------------------------
 
@@ -323,54 +234,6 @@ class Worker:
             address=address if address is not None else NEVER if name is None else UNKNOWN,
         )
 
-    # -- policy ------------------------------------------------------------------------------------
-
-    async def _replace_policy(self, message: NewPolicy, text: bytes) -> None:
-        """Swap the policy and cut what it would not admit. A text that does not load changes nothing.
-
-        It is compiled beside the loop, so that flows go on meanwhile; of two, the later one stays.
-        """
-        self._policies += 1
-        number, cut = self._policies, 0
-        try:
-            policy = await load_beside(text, message.policy_file)
-        except Problems as error:
-            self._link.send(Done(message.question, 0, str(error).splitlines()[0]))
-            return
-        if number == self._policies:
-            old_parts = self._gate.policy.parts()
-            self._gate.policy = policy
-            self._await_edge()
-            cut = await self._judge_again("the policy was replaced")
-            await let_go(old_parts)
-        self._link.send(Done(message.question, cut, ""))
-
-    async def _judge_again(self, because: str) -> int:
-        """Cut every open flow that would not be admitted now, some at a time: others go on meanwhile.
-
-        A flow that opens meanwhile was judged by the policy in force, or is judged again when it opens.
-        """
-        lost, cut = lost_now(self._gate, utc_now()), 0
-        for some in batched(self._table.open_flows(), JUDGED_PER_TURN):
-            cut += self._table.cut(lost, because, some)
-            await asyncio.sleep(0)
-        return cut
-
-    def _await_edge(self) -> None:
-        """Judge open flows again when a time window opens or closes."""
-        if self._edge is not None:
-            self._edge.cancel()
-            self._edge = None
-        now = utc_now()
-        edge = self._gate.policy.next_edge(now)
-        if edge is not None:
-            pause_s = min(3600.0, max(0.0, (edge - now).total_seconds()))
-            self._edge = asyncio.get_running_loop().call_later(pause_s, self._at_edge)
-
-    def _at_edge(self) -> None:
-        self._start(self._judge_again("its time is over"))
-        self._await_edge()
-
     # -- reports -----------------------------------------------------------------------------------
 
     async def _report_for_ever(self) -> None:
@@ -400,19 +263,6 @@ def _flows_that_fit() -> int:
     """How many flows the descriptors of this process allow: two each, and some for everything else."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, (most - OTHER_DESCRIPTORS) // 2)
-
-
-def _egress(setup: TunnelSetup, given: Iterator[int], backlog: Backlog) -> Egress:
-    """A tunnel of this worker, with what it was given for it."""
-    if setup.packets is not None:
-        return PacketEgress(setup.name, setup.packets, backlog, boot_ns)
-    return MtlsEgress(setup, _context(setup, next(given), next(given), next(given)), backlog, boot_ns)
-
-
-def _context(setup: TunnelSetup, ca: int, certificate: int, key: int) -> ssl.SSLContext:
-    """The TLS of a tunnel."""
-    with private_files(certificate=ipc.read_file(certificate), key=ipc.read_file(key)) as files:
-        return client_context(ca_pem=ipc.read_file(ca).decode(), **files)
 
 
 def utc_now() -> datetime:

@@ -14,7 +14,7 @@ from proxy import ipc
 from proxy.flow import NEVER, Flow, Protocol, Refusal
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import Gate
-from proxy.hand import FLOWS_OF_PAGE, Hand, is_meant, lost_now
+from proxy.hand import FLOWS_OF_PAGE, Hand, is_meant
 from proxy.messages.worker import Cut, Done, FlowPage, FlowRow, Lock, TellFlows
 from proxy.policy import load
 
@@ -144,24 +144,4 @@ def test_a_lock_cuts_all_and_refuses_in_its_own_words_until_it_is_gone() -> None
         opened = ground.gate.ask(FLOW)
         assert not isinstance(opened, Refusal) or opened.because.id != "locked"
 
-    asyncio.run(main())
-
-
-def test_flows_that_differ_only_in_their_time_are_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    judged: list[Flow] = []
-
-    def admits_still(self: Gate, flow: Flow, *_: object, **__: object) -> bool:
-        judged.append(flow)
-        return flow.port != 22
-
-    async def main() -> None:
-        ground = Ground()
-        flows = [replace(FLOW, at=NOW - timedelta(seconds=number)) for number in range(50)]
-        entries = [ground.open(number, flow) for number, flow in enumerate(flows)]
-        entries += [ground.open(99, ADDRESS), ground.open(100, replace(FLOW, user="bob"))]
-        is_lost = lost_now(ground.gate, NOW)
-        assert [is_lost(entry) for entry in entries] == [False] * 50 + [True, False]
-        assert len(judged) == 3
-
-    monkeypatch.setattr(Gate, "admits_still", admits_still)
     asyncio.run(main())

@@ -13,8 +13,8 @@ import pytest
 from inspected import WEBSOCKET, Http2, Origin, inspected, masked, serve_http2, websocket_echo, whole_requests
 from loopback import Site, runner
 
-from proxy.hand import lost_now
 from proxy.policy import load
+from proxy.rejudging import lost_now
 
 CARD = b"4111111111111111"
 POLICY = b"""

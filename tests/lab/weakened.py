@@ -55,7 +55,7 @@ def assumed(*a):
 k.attest_packets = k.attest = assumed
 """
 _ANY_PEER = """
-import ssl, proxy.mtls_egress as e, proxy.channel.tls as t, proxy.worker as w
+import ssl, proxy.mtls_egress as e, proxy.channel.tls as t
 _client = e.tls_client
 t.require_client = lambda context: None
 async def tls_client(sock, context, name, pins, limit_s, backlog):
@@ -125,7 +125,7 @@ ATTACKS: Mapping[str, Mapping[str, str]] = {"aim": {"worker": _AIM}, "ask-names"
 WEAKENINGS: Mapping[str, Mapping[str, str]] = {
     "worker-filter": {
         "cli": _NO_FILTER.format(name="worker_filter"),
-        "worker": "import proxy.worker as w; w.is_sealed = lambda: True",
+        "worker": "import proxy.sealed as s; s.is_sealed = lambda: True",
     },
     "worker-filter-alone": {"cli": _NO_FILTER.format(name="worker_filter")},
     "worker-mounts": {"cli": _WORKER_SEES_RUN},
@@ -145,7 +145,7 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
         "e.Egress.leased = property(lambda self: bool(self._lease.deadline_ns))\n"
         "e.Egress.admits = lambda self, grant: True\n"
         "e.Egress.grant = lambda self: e.Grant(0, '', 0.0)\n"
-        "import proxy.worker as w; w.Worker._cut_tunnel = lambda *a: None",
+        "import proxy.leases as l; l.Leases._cut = lambda *a: None",
     },
     "yes-to-all": {
         "holder": "import asyncio, proxy.holder as h\nh._must_refuse = lambda *a: asyncio.sleep(0)",
@@ -156,12 +156,12 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
         "c.Worker.locked, c.Worker.lock = property(lambda self: '', lambda self, words: None), lock",
     },
     "judged-again": {
-        "worker": "import proxy.worker as w\n"
+        "worker": "import proxy.rejudging as r\n"
         "async def judge(self, because): return 0\n"
-        "w.Worker._judge_again = judge",
+        "r.Rejudging._judge_again = judge",
     },
     "audit": {
-        "worker": "import proxy.audit as a, proxy.worker as w\n"
+        "worker": "import proxy.audit as a\n"
         "_verdict = a.Segment.verdict\n"
         "def verdict(self, record):\n"
         "    try: _verdict(self, record)\n"
