@@ -73,13 +73,19 @@ def own_mounts() -> int:
         os.close(here)
 
 
-async def tool(command: Sequence[str], *, fds: Sequence[int] = (), text: str = "") -> str:
-    """Run a tool to its end: its output. Raises DeviceError with its first complaint."""
+async def tool(
+    command: Sequence[str], *, fds: Sequence[int] = (), text: str = "", outlives: bool = False
+) -> str:
+    """Run a tool to its end: its output. Raises DeviceError with its first complaint.
+
+    One that `outlives` us is in no group of processes with us: it does all that it was told if we are killed.
+    """
     given = ipc.memory_file("input", text.encode())
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=given, stdout=PIPE, stderr=PIPE, env=ENVIRONMENT, pass_fds=tuple(fds)
-        )
+            *command, stdin=given, stdout=PIPE, stderr=PIPE, env=ENVIRONMENT, pass_fds=tuple(fds),
+            start_new_session=outlives,
+        )  # fmt: skip
         async with asyncio.timeout(COMMAND_LIMIT_S):
             out, err = await process.communicate()
     except TimeoutError as error:
@@ -106,7 +112,7 @@ class WireguardDevice:
         self._keepalive_s = tunnel.packets.keepalive_s
         self._process: Process | None = None
         self._inside: tuple[Sequence[str], Sequence[int]] = ((), ())
-        self._made_here = self._stands_inside = False
+        self._stands_inside = False
         self._handshake = (0, 0)
 
     async def make(self, endpoint: str, spaces: Namespaces, mounts: int | None) -> None:
@@ -117,16 +123,28 @@ class WireguardDevice:
             await self._start(self._inside)
             await self._configure(self._inside, endpoint)
             return
+        if await self._is_of_the_kernel(spaces.net):
+            await self._configure(self._inside, endpoint)
+            return
         before = _entry(mounts=mounts)  # in the network of the host, where its UDP socket stays
-        try:
-            await tool(["ip", "link", "add", self._name, "type", "wireguard"])
-            self._made_here = True
-        except DeviceError:
-            await self._start(before)
+        await self._start(before)
         await self._configure(before, endpoint)
         there = f"/proc/self/fd/{spaces.net}"
         await tool(["ip", "link", "set", self._name, "netns", there], fds=[spaces.net])
-        self._made_here = False
+
+    async def _is_of_the_kernel(self, net: int) -> bool:
+        """Have the kernel make the device, here, where its UDP socket stays, and move it: if it can.
+
+        No process keeps such a device. So one does both, whoever is killed meanwhile: it is never left here.
+        """
+        lines = f"link add {self._name} type wireguard\nlink set {self._name} netns /proc/self/fd/{net}\n"
+        try:
+            await tool(["ip", "-batch", "-"], fds=[net], text=lines, outlives=True)
+        except DeviceError:
+            with contextlib.suppress(DeviceError):
+                await tool(["ip", "link", "del", self._name])
+            return False
+        return True
 
     async def _start(self, entry: tuple[Sequence[str], Sequence[int]]) -> None:
         prefix, fds = entry
@@ -201,9 +219,6 @@ class WireguardDevice:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGKILL)
             await self._process.wait()
-        if self._made_here:
-            with contextlib.suppress(DeviceError):
-                await tool(["ip", "link", "del", self._name])
 
 
 def _entry(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,9 @@ class Tools:
         self.asked: list[tuple[str, str]] = []
         self.says, self.refuses = "", "nothing"
 
-    async def __call__(self, command: Sequence[str], *, fds: Sequence[int] = (), text: str = "") -> str:
+    async def __call__(
+        self, command: Sequence[str], *, fds: Sequence[int] = (), text: str = "", outlives: bool = False
+    ) -> str:
         self.asked.append((" ".join(command), text))
         if self.refuses in self.asked[-1][0]:
             raise wireguard_device.DeviceError("refused")
@@ -124,29 +127,27 @@ async def _made(device: WireguardDevice) -> None:
 
 
 def test_a_device_of_the_kernel(tools: Tools) -> None:
-    """Made where its socket is to stay, told of its peer, and moved; nothing is started, and nothing ends."""
+    """Made where its socket is to stay and moved, by one process; nothing is started, and nothing ends."""
     device = WireguardDevice("zg0", SETUP, [OWN])
     asyncio.run(_made(device))
+    inside = "nsenter --mount=/proc/self/fd/8 --net=/proc/self/fd/7 --preserve-credentials --"
     assert [command for command, _ in tools.asked] == [
-        "ip link add zg0 type wireguard",
-        "nsenter --mount=/proc/self/fd/8 --preserve-credentials -- wg setconf zg0 /dev/stdin",
-        "ip link set zg0 netns /proc/self/fd/7",
+        "ip -batch -",
+        f"{inside} wg setconf zg0 /dev/stdin",
     ]
+    assert tools.asked[0][1] == "link add zg0 type wireguard\nlink set zg0 netns /proc/self/fd/7\n"
     assert "Endpoint = [2001:db8::1]:51820\n" in tools.asked[1][1]
     with pytest.raises(TimeoutError):
         asyncio.run(asyncio.wait_for(device.ended(), 0.01))
     assert not look(tools, dump(peer()), device).altered
-    inside = "nsenter --mount=/proc/self/fd/8 --net=/proc/self/fd/7 --preserve-credentials --"
     assert tools.asked[-1][0] == f"{inside} wg show zg0 dump"
 
 
-@pytest.mark.parametrize("refused", ["wg setconf", "ip link set"])
-def test_a_device_of_the_kernel_that_stays_here_is_taken_away(tools: Tools, refused: str) -> None:
-    """Where it could not be told of its peer, or not be moved: it would be a device of the host."""
-    tools.refuses = refused
-    with pytest.raises(OSError, match="refused"):
-        asyncio.run(_made(WireguardDevice("zg0", SETUP, [OWN])))
-    assert tools.asked[-1][0] == "ip link del zg0"
+def test_who_makes_a_device_of_the_kernel_is_not_ended_with_us() -> None:
+    """Killed between the two, it would leave a device of the host."""
+    group = ["sh", "-c", "cut -d' ' -f5 /proc/$$/stat"]
+    assert int(asyncio.run(wireguard_device.tool(group))) == os.getpgrp()
+    assert int(asyncio.run(wireguard_device.tool(group, outlives=True))) != os.getpgrp()
 
 
 def test_a_kernel_without_wireguard(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,10 +158,11 @@ def test_a_kernel_without_wireguard(tools: Tools, monkeypatch: pytest.MonkeyPatc
         started.append(" ".join(entry[0]))
 
     monkeypatch.setattr(WireguardDevice, "_start", start)
-    tools.refuses = "ip link add"
+    tools.refuses = "ip -batch"
     asyncio.run(_made(WireguardDevice("zg0", SETUP, [OWN])))
     assert started == ["nsenter --mount=/proc/self/fd/8 --preserve-credentials --"]
-    assert [command.split()[-1] for command, _ in tools.asked[1:]] == ["/dev/stdin", "/proc/self/fd/7"]
+    assert tools.asked[1][0] == "ip link del zg0", "if it was made and could not be moved"
+    assert [command.split()[-1] for command, _ in tools.asked[2:]] == ["/dev/stdin", "/proc/self/fd/7"]
 
 
 def test_a_tool_that_is_not_there_is_named() -> None:
