@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
 from lab.conftest import AS_ROOT, NewGate
-from lab.packet_peer import GATEWAY_INSIDE, Peer, public
+from lab.packet_peer import GATEWAY_INSIDE, Peer, Wires, packets, public
 from lab.test_inspection import GUARDS, NAME, curl
-from lab.test_wireguard import Wires, packets, wires
-from lab.world import HOSTS, INTRANET, INTRANET6, PUBLIC, World
+from lab.world import HOSTS, INTRANET, INTRANET6, PUBLIC
 
-__all__ = ["peer", "wires"]
 NAMES: dict[str, Sequence[object]] = {
     "near.corp.example": ["169.254.169.254"],
     "gateway.corp.example": [GATEWAY_INSIDE],
@@ -22,14 +20,10 @@ NAMES: dict[str, Sequence[object]] = {
 
 
 @pytest.fixture(scope="module")
-def peer(world: World) -> Iterator[Peer]:
+def peer(peer: Peer) -> Peer:
     """The corporate end; some names lead to places that are not behind it, or not theirs."""
-    made = Peer(world)
-    made.tell({**{name: list(addresses) for name, addresses in HOSTS.items()}, **NAMES})
-    try:
-        yield made
-    finally:
-        made.close()
+    peer.tell({**{name: list(addresses) for name, addresses in HOSTS.items()}, **NAMES})
+    return peer
 
 
 @AS_ROOT
