@@ -112,19 +112,20 @@ def new_gateway(world: World) -> Iterator[NewGateway]:
 
 @pytest.fixture(scope="module", autouse=True)
 def left_as_it_was(world: World) -> Iterator[None]:
-    """A file leaves no link, address, route, neighbour or rule behind: the next one has the same world."""
-    before = now = world.networks()
+    """A file leaves no link, route, rule or mount behind: the next one has the same world."""
+    before = world.left()
     yield
+    changed: dict[str, tuple[list[str], list[str]]] = {}
 
     def is_as_before() -> bool:
-        nonlocal now
-        now = world.networks()
-        return now == before
+        nonlocal changed
+        now = world.left()
+        changed = {look: (was, now[look]) for look, was in before.items() if now[look] != was}
+        return not changed
 
     try:
-        kernel.until("the networks are as they were", is_as_before)
+        kernel.until("the world is as it was", is_as_before)
     except kernel.NotSeen as error:
-        changed = {look: (was, now[look]) for look, was in before.items() if now[look] != was}
         raise kernel.NotSeen(f"{error}: {changed}") from None
 
 

@@ -131,8 +131,15 @@ class World:
         make_neighbours(self.net, "n-corp", GATEWAY, "2001:db8:2::2", mac_of(self.corp, "up0"))
         self._routes_to_corp()
 
-    def networks(self) -> dict[str, list[str]]:
-        """What a test that is over must have left as it was in the three namespaces."""
+    def left(self) -> dict[str, list[str]]:
+        """What a file of tests must leave as it was: networks, mounts, and the gateway at work."""
+        hosts = {
+            f"mounts of {who}": kernel.run(host.root, ["cat", "/proc/self/mounts"]).out.splitlines()
+            for who, host in self._hosts.items()
+        }
+        return {**self._networks(), **hosts, "the gateway": [self.gateway.state]}
+
+    def _networks(self) -> dict[str, list[str]]:
         looks = (
             "ip -br link", "ip -br addr", "ip route show table all", "ip -6 route show table all",
             "ip neigh show nud permanent", "ip -6 neigh show nud permanent", "nft list ruleset",
@@ -317,6 +324,14 @@ class Gateway:
         if self.process is not None:
             kernel.end(self.process, how)
             self.process = None
+
+    @property
+    def state(self) -> str:
+        """How its process is: "at work", or stopped, or not there."""
+        if self.process is None or self.process.poll() is not None:
+            return "not there"
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+        return "stopped" if stat.rpartition(")")[2].split()[0] in "Tt" else "at work"
 
     def heard(self) -> str:
         """Its own log."""
