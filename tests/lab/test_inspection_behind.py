@@ -33,7 +33,7 @@ def test_requests_and_rebinding(new_gate: NewGate, peer: Peer, wires: Wires, con
     without = ["request-verdicts", "rebinding"] if control else []
     gate = new_gate(*without, inspects=True, guards=GUARDS, **packets(peer)).attested()
     refused = curl(gate, "-X", "DELETE", f"https://{NAME}/page")
-    asked = "; ".join(f"curl -sS -m 3 http://{name}/" for name in NAMES)
+    asked = "; ".join(f"curl -sS -m {3 if control else 60} http://{name}/" for name in NAMES)
     said = gate.run("sh", "-c", asked).out
     rows = [row for row in gate.records() if row["record"] == "verdict" and row["name"] in NAMES]
     verdicts = {row["name"]: row["verdict"] for row in rows}

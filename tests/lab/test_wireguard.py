@@ -84,7 +84,7 @@ def test_rebinding(new_gate: NewGate, peer: Peer, wires: Wires, control: bool) -
     peer.tell({**names, "turns.corp.example": [[GATEWAY_INSIDE], [INTRANET]]})
     try:
         asked = [*names, *["turns.corp.example"] * 4]
-        ask = "; ".join(f"curl -sS -m 2 http://{name}/" for name in asked)
+        ask = "; ".join(f"curl -sS -m {2 if control else 60} http://{name}/" for name in asked)
         said = gate.run("sh", "-c", ask).out
     finally:
         peer.tell({name: list(addresses) for name, addresses in HOSTS.items()})
