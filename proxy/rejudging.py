@@ -20,6 +20,7 @@ from proxy.policy import Problems
 from proxy.replacement import let_go, load_beside
 
 JUDGED_PER_TURN = 128  # well under 5 ms
+LOOK_S = 1.0
 
 _FACTS = attrgetter(*(field.name for field in fields(Flow) if field.name != "at"))
 
@@ -37,43 +38,58 @@ class Rejudging:
     ) -> None:
         self._gate, self._table, self._now = gate, table, now
         self._send, self._start = send, start
-        self._edge: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self._policies = 0
 
     async def replace_policy(self, message: NewPolicy, text: bytes) -> None:
-        """Swap the policy and cut what it would not admit. A text that does not load changes nothing.
-
-        It is compiled beside the loop, so that flows go on meanwhile; of two, the later one stays.
-        """
-        self._policies += 1
-        number, cut = self._policies, 0
+        """Swap the policy, cut what it would not admit, and answer. What does not load changes nothing."""
         try:
-            policy = await load_beside(text, message.policy_file)
+            cut, trouble = await self._replace(text, message.policy_file), ""
         except Problems as error:
-            self._send(Done(message.question, 0, str(error).splitlines()[0]))
-            return
-        if number == self._policies:
-            old_parts = self._gate.policy.parts()
-            self._gate.policy = policy
-            self.await_edge()
-            cut = await self._judge_again("the policy was replaced")
-            await let_go(old_parts)
-        self._send(Done(message.question, cut, ""))
+            cut, trouble = 0, str(error).splitlines()[0]
+        except Exception as error:  # whoever ordered it must not wait, and acts on trouble of any kind
+            cut, trouble = 0, f"it failed: {error!r:.200}"
+        self._send(Done(message.question, cut, trouble))
+
+    async def _replace(self, text: bytes, file: str) -> int:
+        """It is compiled beside the loop, so that flows go on meanwhile; of two, the later one stays."""
+        self._policies += 1
+        number = self._policies
+        policy = await load_beside(text, file)
+        if number != self._policies:
+            return 0
+        old_parts = self._gate.policy.parts()
+        self._gate.policy = policy
+        self.await_edge()
+        cut = await self._judge_again("the policy was replaced")
+        await let_go(old_parts)
+        return cut
 
     def await_edge(self) -> None:
-        """Judge open flows again when a time window opens or closes, from now on."""
-        if self._edge is not None:
-            self._edge.cancel()
-            self._edge = None
+        """Judge open flows again when a time window opens or closes, from now on.
+
+        By the clock on the wall, which may be set, and goes on while the machine sleeps: so it is looked at
+        again and again. One that was set back may stand in another window.
+        """
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         now = self._now()
         edge = self._gate.policy.next_edge(now)
         if edge is not None:
-            pause_s = min(3600.0, max(0.0, (edge - now).total_seconds()))
-            self._edge = asyncio.get_running_loop().call_later(pause_s, self._at_edge)
+            self._look_later(now, edge)
 
-    def _at_edge(self) -> None:
-        self._start(self._judge_again("its time is over"))
-        self.await_edge()
+    def _look_later(self, now: datetime, edge: datetime) -> None:
+        pause_s = min(LOOK_S, max(0.0, (edge - now).total_seconds()))
+        self._looking = asyncio.get_running_loop().call_later(pause_s, self._look, now, edge)
+
+    def _look(self, before: datetime, edge: datetime) -> None:
+        now = self._now()
+        if before <= now < edge:
+            self._look_later(now, edge)
+        else:
+            self._start(self._judge_again("its time is over"))
+            self.await_edge()
 
     async def _judge_again(self, because: str) -> int:
         """Cut every open flow that would not be admitted now, some at a time: others go on meanwhile.

@@ -196,6 +196,7 @@ class Worker:
         if captured is not None:
             captured.close()
             self._table.cut(lambda flow: flow.bubble == bubble, "the bubble ended")
+            self._handing_over.forget(bubble)
 
     def _listen_explicit(self, message: ListenExplicit, fds: list[int]) -> None:
         if (before := self._explicit.pop(message.name, None)) is not None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from proxy import ipc
 from proxy.certificates import Issued, make_authority
 from proxy.inspector import TO_INSPECTOR, Inspector
 from proxy.link import Link
-from proxy.messages.inspection import Prepare, TakeFrom, TakeOver
-from proxy.messages.worker import FROM_WORKER, BubbleGone, Configure, FromWorker
+from proxy.messages.inspection import InspectorDoor, Prepare, TakeFrom, TakeOver
+from proxy.messages.worker import FROM_WORKER, TO_WORKER, BubbleGone, Configure, FromWorker
+from proxy.worker import Worker
 
 POLICY = b"""
 policy: 1
@@ -77,12 +79,16 @@ class World:
             await asyncio.sleep(0.005)
 
 
+def given(directory: Path) -> list[int]:
+    """The descriptors of a Configure."""
+    return [ipc.memory_file("policy", POLICY), os.open(directory / "records", os.O_CREAT | os.O_WRONLY)]
+
+
 @asynccontextmanager
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     ours, theirs = ipc.pair()
-    fds = [ipc.memory_file("policy", POLICY), os.open(tmp_path / "records", os.O_CREAT | os.O_WRONLY)]
     heard: Sequence[type[Any]] = TO_INSPECTOR
-    inspector = Inspector(Link(theirs, heard), CONFIGURE, fds)
+    inspector = Inspector(Link(theirs, heard), CONFIGURE, given(tmp_path))
     working = asyncio.create_task(inspector.work())
     made = World(inspector, Link(ours, FROM_WORKER))
     made.prepare(ONE, TWO)
@@ -147,6 +153,30 @@ def test_a_flow_of_a_bubble_that_is_known_to_be_gone_ends(tmp_path: Path) -> Non
                 assert await served(other)
             with there.give() as program:  # the same bubble is back
                 assert await served(program)
+
+    run(main())
+
+
+def test_a_worker_says_to_its_inspector_that_a_bubble_has_ended(tmp_path: Path) -> None:
+    async def main() -> None:
+        ours, theirs = ipc.pair()
+        heard: Sequence[type[Any]] = TO_WORKER
+        worker = Worker(Link(theirs, heard), CONFIGURE, given(tmp_path))
+        captured: Any = SimpleNamespace(close=lambda: None)
+        worker._bubbles["b1"] = captured
+        working = asyncio.create_task(worker.work())
+        supervisor = Link(ours, FROM_WORKER)
+        near, far = ipc.pair()
+        supervisor.send(InspectorDoor(), [far.fileno()])
+        far.close()
+        while not worker._handing_over._is_there():
+            await asyncio.sleep(0.001)
+        supervisor.send(BubbleGone("b1"))
+        door = Link(near, [BubbleGone])
+        assert await door.receive() == (BubbleGone("b1"), [])
+        for link in (door, supervisor):
+            link.close()
+        await working
 
     run(main())
 
