@@ -35,7 +35,8 @@ pyproject.toml, and this is what it is about):
     dialling, holder, door                 the small processes
     wireguard, packet_holder               a packet tunnel's two holders; what they use: its namespace,
                                            wireguard_device, shuttle, probing
-    crew, reception, admin, remains        workers, who may enter, the admin socket, what is left
+    posts, doors, crew                     what a worker serves, its bubbles' ears, the worker itself
+    reception, admin, remains              who may enter, the admin socket, what is left
     handing_over, inspection/, inspectors  what is looked into: given away, carried, and who watches that
     gateway/                               the corporate end of mtls
     worker, inspector, supervisor          the only places that wire

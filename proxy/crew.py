@@ -1,4 +1,4 @@
-"""One sealed worker as its supervisor has it: started, configured, told of bubbles and leases, replaced.
+"""One sealed worker as its supervisor has it: started, configured, told of bubbles and leases, ended.
 
 A worker serves one zone of one user. When it dies its listening sockets die with it, and the zones refuse
 by themselves until its successor has been given new ones.
@@ -7,20 +7,16 @@ by themselves until its successor has been given new ones.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from asyncio.subprocess import Process
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from proxy import children, ipc
 from proxy.answers import Answers
 from proxy.audit import AuditUnwritable
+from proxy.doors import open_ears
 from proxy.flow import TunnelState
 from proxy.link import Link
-from proxy.listeners import Ear
-from proxy.messages.door import Opened
 from proxy.messages.worker import (
     FROM_WORKER,
     BubbleGone,
@@ -39,50 +35,14 @@ from proxy.messages.worker import (
     Sealed,
     Serving,
 )
-from proxy.segments import OpenSegment, Segments
+from proxy.posts import Bubble, CrewError, Post
+from proxy.segments import Segments, Series
 from proxy.site import Loaded, TunnelFiles
 from proxy.tunnels.keeper import Keeper
 
-READY_LIMIT_S, DOOR_LIMIT_S = 15.0, 10.0
+READY_LIMIT_S = 15.0
 SEGMENT_BYTES = 16 << 20
-EARLY_SEGMENTS = 8
-DOORS_AT_ONCE = 4
 QUIET_REPORT = Report(0, 0, 0, 0, 0, "", "", 0)
-
-
-class CrewError(Exception):
-    """A worker or a door failed; one line."""
-
-
-@dataclass(slots=True, eq=False)
-class Bubble:
-    """One bubble: its namespaces (descriptors), and the worker that serves it.
-
-    `attached` says which network namespace it is that was there before, and is empty otherwise.
-    """
-
-    id: str
-    zone: str
-    user: str
-    uid: int
-    pid: int
-    enforcement: str
-    namespaces: tuple[int, ...]
-    attached: str = ""
-
-
-@dataclass(slots=True, eq=False)
-class Post:
-    """What stays when a worker is replaced: its zone and user, and its bubbles or explicit listeners."""
-
-    zone: str
-    user: str
-    uid: int
-    groups: tuple[str, ...]
-    bubbles: dict[str, Bubble] = field(default_factory=dict)
-    ears: tuple[Ear, ...] = ()
-    # A door is a process of the daemon's user: no other user may have it start more than a few.
-    doors: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DOORS_AT_ONCE))
 
 
 class Worker:
@@ -104,7 +64,8 @@ class Worker:
     ) -> None:
         self.post, self.loaded, self._keepers = post, loaded, keepers
         self._segments, self._answer = segments, answer
-        self._structural, self._number = structural, number
+        self._series = Series(segments, post.zone, number, SEGMENT_BYTES)
+        self._structural = structural
         self._is_locked = locked
         self.locked = ""
         self.retired = False
@@ -113,10 +74,6 @@ class Worker:
         self.enforcement = "structural" if structural else "cooperative"
         self._process: Process | None = None
         self._link: Link[FromWorker] | None = None
-        self._segment: OpenSegment | None = None
-        self._leaving: deque[OpenSegment] = deque()
-        self._left = 0
-        self._early = 0
         self._served: dict[str, asyncio.Task[None]] = {}
         self._serving: dict[str, asyncio.Future[None]] = {}
         self._carries_datagrams = False
@@ -153,8 +110,7 @@ class Worker:
 
     def _configure(self, link: Link[FromWorker]) -> None:
         loaded, zone = self.loaded, self.loaded.site.zones[self.post.zone]
-        self._segment = self._segments.open(zone.name, self._number)
-        fds = [ipc.memory_file("policy", loaded.policy_text), self._segment.fd]
+        fds = [ipc.memory_file("policy", loaded.policy_text), self._series.begin()]
         for name in zone.tunnels:
             files, holder = self._keepers[name].files, self._keepers[name].serve()
             if isinstance(files, TunnelFiles):  # the keys of packet tunnels are no worker's business
@@ -253,7 +209,7 @@ class Worker:
     async def _serve(self, bubble: Bubble) -> None:
         async with self.post.doors:
             self._must_be_here(bubble)
-            listeners = await _open_ears(bubble, datagrams=self._carries_datagrams)
+            listeners = await open_ears(bubble, datagrams=self._carries_datagrams)
         link = self._link
         served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._serving[bubble.id] = served
@@ -303,7 +259,7 @@ class Worker:
         match message:
             case Report():
                 self.report = message
-                self._seal_what_was_left(message.segments)
+                self._series.gone_on(message.segments)
             case Serving():
                 served = self._serving.get(message.bubble)
                 if served is not None and not served.done():
@@ -320,33 +276,14 @@ class Worker:
                     self._next_segment(link)
 
     def _next_segment(self, link: Link[FromWorker]) -> None:
-        before = self._segment
-        if before is not None and not _is_full(before):
-            # In trouble a worker asks early; one that was taken over would so push old records out.
-            self._early += 1
-            if self._early > EARLY_SEGMENTS:
-                return
         try:
-            following = self._segments.open(self.post.zone, self._number)
+            fd = self._series.following()
         except AuditUnwritable as error:
             link.send(NoSegment(str(error)))
             return
-        link.send(NewSegment(), [following.fd])
-        os.close(following.fd)
-        self._segment = following
-        if before is not None:
-            self._leaving.append(before)
-
-    def _seal_what_was_left(self, gone_on: int) -> None:
-        """A segment is sealed once the worker says that it writes to the next: what it had written since
-        would look like a forgery."""
-        while self._leaving and self._left < gone_on:
-            self._left += 1
-            self._seal(self._leaving.popleft())
-
-    def _seal(self, segment: OpenSegment) -> None:
-        with contextlib.suppress(AuditUnwritable):  # the next daemon seals what is left over
-            self._segments.seal(segment.path)
+        if fd is not None:
+            link.send(NewSegment(), [fd])
+            os.close(fd)
 
     def retire(self) -> None:
         """Have its successor come; its flows end with it."""
@@ -360,17 +297,7 @@ class Worker:
             self._link.close()
         if self._process is not None:
             await children.end(self._process)
-        while self._leaving:
-            self._seal(self._leaving.popleft())
-        if self._segment is not None:
-            self._seal(self._segment)
-            self._segment = None
-
-
-def _is_full(segment: OpenSegment) -> bool:
-    with contextlib.suppress(OSError):
-        return segment.path.stat().st_size >= SEGMENT_BYTES
-    return True
+        self._series.end()
 
 
 def _dead_end() -> int:
@@ -378,27 +305,3 @@ def _dead_end() -> int:
     ours, theirs = ipc.pair()
     theirs.close()
     return ours.detach()
-
-
-async def _open_ears(bubble: Bubble, *, datagrams: bool = False) -> Sequence[int]:
-    """The listening sockets of a bubble's namespace, opened there by a door process."""
-    ours, theirs = ipc.pair()
-    words = ["datagrams"] if datagrams else []
-    try:
-        process = await children.start_module("door", theirs, *bubble.namespaces, words=words)
-    except OSError as error:
-        ours.close()
-        raise CrewError(f"the door of the bubble cannot be started: {error.strerror}") from error
-    link: Link[Opened] = Link(ours, [Opened])
-    try:
-        async with asyncio.timeout(DOOR_LIMIT_S):
-            opened, fds = await link.receive()
-    except (ipc.LinkBroken, TimeoutError) as error:
-        raise CrewError(f"the door of the bubble failed: {error}") from error
-    finally:
-        link.close()
-        await children.end(process)
-    if opened.trouble:
-        ipc.close_all(fds)
-        raise CrewError(opened.trouble)
-    return fds

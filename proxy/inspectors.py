@@ -16,13 +16,14 @@ from typing import Any
 from proxy import ipc, notify
 from proxy.answers import Answers
 from proxy.audit import AuditUnwritable
-from proxy.crew import CrewError, Worker
+from proxy.crew import Worker
 from proxy.flow import TunnelState
 from proxy.inspection_ca import CaError
 from proxy.link import Link
 from proxy.messages.inspection import InspectorDoor, NoInspector, Prepare, TakeFrom, WantInspector
 from proxy.messages.worker import FlowPage, FromWorker, Lease, Report
 from proxy.policy.inspected import inspected
+from proxy.posts import CrewError
 from proxy.site import Loaded
 
 SILENCE_LIMIT_S, LOOK_S = 10.0, 1.0

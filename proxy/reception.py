@@ -18,8 +18,8 @@ from pathlib import Path
 
 from proxy import namespaces
 from proxy.config import Site
-from proxy.crew import Bubble
 from proxy.messages.admin import Enter
+from proxy.posts import Bubble
 
 _LONGEST_ATTACHED = 100
 _BUBBLE = re.compile(r"[0-9]{1,10}-[0-9a-f]{12}")

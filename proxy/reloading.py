@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 from proxy import listeners, notify, tunnel_orders
 from proxy.answers import NoAnswer
-from proxy.crew import Post, Worker
+from proxy.crew import Worker
 from proxy.differences import Change, changed_tunnels, differences, not_reloadable
 from proxy.listeners import Ear
 from proxy.orders import OrderRefused
+from proxy.posts import Post
 from proxy.reception import identity
 from proxy.site import Loaded, SiteError, load_site
 

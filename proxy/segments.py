@@ -6,9 +6,11 @@ worker writes its own segment and cannot reach the others. What the chain proves
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from proxy.audit import AuditUnwritable, HeaderRecord, encode, rfc3339
 from proxy.chain import MANIFEST, Chain, Entry, digest_of, segments_in, sequence_of
 from proxy.lines import LineFile, whole_lines
 
+EARLY_SEGMENTS = 8
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -127,6 +130,64 @@ class Segments:
                 os.close(fd)
         except OSError as error:
             raise _unwritable(self._directory, error) from error
+
+
+class Series:
+    """The segments of one worker, one behind the other; none is sealed while the worker may write to it.
+
+    Descriptors are the caller's to hand over and close. `begin` and `following` raise AuditUnwritable.
+    """
+
+    def __init__(self, segments: Segments, zone: str, worker: str, max_bytes: int) -> None:
+        self._segments, self._zone, self._worker, self._max_bytes = segments, zone, worker, max_bytes
+        self._written: OpenSegment | None = None
+        self._leaving: deque[OpenSegment] = deque()
+        self._left = 0
+        self._early = 0
+
+    def begin(self) -> int:
+        """The first segment's descriptor."""
+        self._written = self._segments.open(self._zone, self._worker)
+        return self._written.fd
+
+    def following(self) -> int | None:
+        """The next segment's descriptor, None for a worker that has asked too often before one was full."""
+        before = self._written
+        if before is not None and not self._is_full(before):
+            # In trouble a worker asks early; one that was taken over would so push old records out.
+            self._early += 1
+            if self._early > EARLY_SEGMENTS:
+                return None
+        fd = self.begin()
+        if before is not None:
+            self._leaving.append(before)
+        return fd
+
+    def gone_on(self, times: int) -> None:
+        """The worker says how often it has gone on to the next: those before it are sealed.
+
+        Not sooner: what it had written since would look like a forgery.
+        """
+        while self._leaving and self._left < times:
+            self._left += 1
+            self._seal(self._leaving.popleft())
+
+    def end(self) -> None:
+        """The worker is gone: all are sealed."""
+        while self._leaving:
+            self._seal(self._leaving.popleft())
+        if self._written is not None:
+            self._seal(self._written)
+            self._written = None
+
+    def _seal(self, segment: OpenSegment) -> None:
+        with contextlib.suppress(AuditUnwritable):  # the next daemon seals what is left over
+            self._segments.seal(segment.path)
+
+    def _is_full(self, segment: OpenSegment) -> bool:
+        with contextlib.suppress(OSError):
+            return segment.path.stat().st_size >= self._max_bytes
+        return True
 
 
 class _Manifest:

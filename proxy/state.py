@@ -11,12 +11,13 @@ from typing import Any, Protocol
 
 from proxy import expiry, listeners, quota_service
 from proxy.admin import Peer
-from proxy.crew import Bubble, Worker
+from proxy.crew import Worker
 from proxy.flow import Because, Origin, TunnelState, Verdict
 from proxy.locks import EVERYBODY, Locks
 from proxy.paths import Places
 from proxy.policy.facts import make_situation
 from proxy.policy.telling import because_value, decision_value, tell_decision
+from proxy.posts import Bubble
 from proxy.quotas import Ledger
 from proxy.reception import User, identity
 from proxy.reloading import Reloads

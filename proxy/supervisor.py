@@ -36,7 +36,7 @@ from proxy import (
 from proxy.admin import AdminSocket, Peer
 from proxy.allocator import Allocator
 from proxy.audit import AuditUnwritable, rfc3339
-from proxy.crew import Bubble, CrewError, Post, Worker
+from proxy.crew import Worker
 from proxy.held import Held
 from proxy.inspectors import InspectingWorker
 from proxy.journal import JournalUnusable
@@ -45,6 +45,7 @@ from proxy.locks import Locks
 from proxy.messages.admin import Answer, Ask, Denied, Enter, Entered, Leave, Order, Stop
 from proxy.messages.worker import FromWorker
 from proxy.paths import Places
+from proxy.posts import Bubble, CrewError, Post
 from proxy.quotas import Ledger, QuotasUnusable
 from proxy.reception import NotAdmitted, admit, identity
 from proxy.reloading import Reloads

@@ -18,14 +18,14 @@ from descriptors import none_left, open_descriptors
 from loopback import LOOPS, Run, runner
 from own_namespaces import Zone, zone
 
-from proxy import captured, crew, namespaces
+from proxy import captured, doors, namespaces, posts
 from proxy.allocator import Allocator, Synthetic
 from proxy.captured import Captured
 from proxy.channel import Backlog, Channel
-from proxy.crew import Bubble
 from proxy.flow import NEVER, Flow, IPAddress, Refusal
 from proxy.names import BubbleNames
 from proxy.passage import Passage
+from proxy.posts import Bubble
 from proxy.visitor import Visitor
 
 VISITOR = Visitor("0-0123456789ab", "structural")
@@ -96,9 +96,9 @@ async def ears(
     bubble = Bubble(VISITOR.bubble, "z", "u", os.getuid(), there.pid, "structural", tuple(there.fds))
     while True:
         try:
-            fds = await crew._open_ears(bubble)
+            fds = await doors.open_ears(bubble)
             break
-        except crew.CrewError:  # the last test's connections are just ending
+        except posts.CrewError:  # the last test's connections are just ending
             await asyncio.sleep(0.01)
     allocator = Allocator(directory / "names", clock=lambda: 0.0, boot="boot")
 

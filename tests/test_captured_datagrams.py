@@ -21,12 +21,11 @@ from own_namespaces import Zone, zone
 from packet_end import Far, packet_tunnel
 from quic_client import first_flight
 
-from proxy import captured_datagrams, crew, namespaces
+from proxy import captured_datagrams, doors, namespaces, posts
 from proxy.allocator import Allocator, Synthetic
 from proxy.audit import EndRecord, Record, Segment, VerdictRecord, decode
 from proxy.captured import Captured
 from proxy.channel import Backlog
-from proxy.crew import Bubble
 from proxy.datagram_passage import DatagramPassage
 from proxy.egress import Egress
 from proxy.flow import NEVER, UNKNOWN, Flow, IPAddress, Refusal, Verdict
@@ -36,6 +35,7 @@ from proxy.names import BubbleNames
 from proxy.packet_egress import PacketEgress
 from proxy.passage import Passage
 from proxy.policy import load
+from proxy.posts import Bubble
 from proxy.visitor import Visitor
 
 VISITOR = Visitor("0-0123456789ab", "structural")
@@ -181,9 +181,9 @@ async def world(there: Zone, directory: Path, *, packets: bool = True) -> AsyncI
         bubble = Bubble(VISITOR.bubble, "z", "u", os.getuid(), there.pid, "structural", tuple(there.fds))
         while True:
             try:
-                fds = await crew._open_ears(bubble, datagrams=packets)
+                fds = await doors.open_ears(bubble, datagrams=packets)
                 break
-            except crew.CrewError:  # the last test's connections are just ending
+            except posts.CrewError:  # the last test's connections are just ending
                 await asyncio.sleep(0.01)
         captured = Captured(
             VISITOR,

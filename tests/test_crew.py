@@ -17,13 +17,14 @@ import pytest
 from first_words import request
 from own_namespaces import Zone, zone
 
-from proxy import chain, children, crew, ipc, sandbox
+from proxy import chain, children, crew, doors, ipc, posts, sandbox
 from proxy.audit import VerdictRecord, decode
-from proxy.crew import Bubble, CrewError, Post, Worker
+from proxy.crew import Worker
 from proxy.demo.site import make_site
 from proxy.flow import Verdict
 from proxy.link import Link
 from proxy.messages.worker import FROM_WORKER, FromWorker, Lease, Report, WantSegment
+from proxy.posts import Bubble, CrewError, Post
 from proxy.segments import Segments
 from proxy.site import load_site, setup_of
 from proxy.tunnels.keeper import Keeper
@@ -241,14 +242,14 @@ def test_a_bubble_that_has_left_its_post_is_not_served(
 def test_a_bubble_that_leaves_while_its_ears_are_opened_is_not_served(
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_ears = crew._open_ears
+    open_ears = doors.open_ears
 
     async def and_leaves(bubble: Bubble, *, datagrams: bool) -> Any:
         found = await open_ears(bubble, datagrams=datagrams)
         ground.post.bubbles.clear()
         return found
 
-    monkeypatch.setattr(crew, "_open_ears", and_leaves)
+    monkeypatch.setattr(crew, "open_ears", and_leaves)
 
     async def main() -> None:
         with zone() as there:
@@ -347,8 +348,7 @@ def test_a_segment_is_sealed_only_when_its_worker_says_that_it_has_left_it(groun
         worker = ground.worker()
         ours, theirs = ipc.pair()
         link: Link[FromWorker] = Link(ours, FROM_WORKER)
-        worker._segment = ground.segments.open("corporate", "w1")
-        os.close(worker._segment.fd)
+        os.close(worker._series.begin())
         for asked in (1, 2):
             worker._hear(link, WantSegment())
             for _ in range(5):
@@ -404,7 +404,7 @@ def test_a_user_has_a_few_doors_opened_at_a_time_however_many_bubbles_ask(
         worker = Worker(post, nothing, nothing, nothing, lambda _: None, structural=True, number="1")
         return await asyncio.gather(*map(worker.serve, there.values()), return_exceptions=True)
 
-    monkeypatch.setattr(crew, "_open_ears", door)
+    monkeypatch.setattr(crew, "open_ears", door)
     answers = asyncio.run(main())
     assert all(isinstance(answer, CrewError) for answer in answers)
-    assert most == crew.DOORS_AT_ONCE
+    assert most == posts.DOORS_AT_ONCE

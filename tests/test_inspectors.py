@@ -10,12 +10,12 @@ from typing import Any
 from loopback import runner
 
 from proxy import ipc
-from proxy.crew import Post
 from proxy.demo.site import make_site
 from proxy.flow import TunnelState
 from proxy.inspectors import Inspector
 from proxy.link import Link
 from proxy.messages.worker import FROM_WORKER, Lease
+from proxy.posts import Post
 from proxy.segments import Segments
 from proxy.site import load_site
 

@@ -18,8 +18,8 @@ from own_namespaces import NOBODY, process
 
 from proxy import ipc, reception
 from proxy.config import Site, read_site
-from proxy.crew import Bubble
 from proxy.messages.admin import Enter
+from proxy.posts import Bubble
 from proxy.reception import NotAdmitted, User, admit, identity
 
 SITE = b"""

@@ -18,9 +18,9 @@ from gates import LIMIT_S, Gate, Guest, gate
 from own_namespaces import Zone, zone
 
 from proxy import ipc, orders, passwords, reloading
-from proxy.crew import Post
 from proxy.locks import Locks
 from proxy.messages.admin import Answer, Ask, Denied, Order
+from proxy.posts import Post
 from proxy.reception import User
 from proxy.site import load_site
 
