@@ -110,6 +110,8 @@ class Worker:
 
     def _configure(self, link: Link[FromWorker]) -> None:
         loaded, zone = self.loaded, self.loaded.site.zones[self.post.zone]
+        if not self._keepers.keys() >= set(zone.tunnels):
+            raise CrewError(f"the site was reloaded while the {self.module} of zone {zone.name} started")
         fds = [ipc.memory_file("policy", loaded.policy_text), self._series.begin()]
         for name in zone.tunnels:
             files, holder = self._keepers[name].files, self._keepers[name].serve()

@@ -273,7 +273,10 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            kind = InspectingWorker if self.loaded.site.zones[post.zone].inspects else Worker
+            zone = self.loaded.site.zones.get(post.zone)
+            if zone is None:
+                return  # a reload has taken the zone away, and dismisses the post in a moment
+            kind = InspectingWorker if zone.inspects else Worker
             worker = kind(
                 post,
                 self.loaded,

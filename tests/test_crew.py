@@ -143,6 +143,20 @@ def test_a_worker_that_ends_at_once_is_an_error_in_words(
     run(main)
 
 
+def test_a_tunnel_that_ends_while_a_worker_starts_is_an_error_in_words(ground: Ground) -> None:
+    """A reload may take it away at any moment; the worker's successor has what is there then."""
+
+    async def main() -> None:
+        ground.keepers.clear()
+        worker = ground.worker()
+        with pytest.raises(CrewError, match="reloaded while the worker of zone corporate started"):
+            await worker.start()
+        await worker.end()
+        assert not ground.audit.exists() or list(ground.audit.iterdir()) == [], "it was given nothing"
+
+    run(main)
+
+
 def test_it_reports_the_policy_that_is_in_force(ground: Ground) -> None:
     async def main() -> None:
         async with ground.at_work() as worker:
