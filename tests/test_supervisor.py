@@ -17,7 +17,7 @@ from gates import LIMIT_S, Gate, Guest, gate, wait_gone
 from own_namespaces import NOBODY, Zone, namespaces_of, process, zone
 
 from proxy import chain, ipc
-from proxy.crew import Post
+from proxy.posts import Post
 from proxy.demo.site import make_site
 from proxy.messages.admin import Denied, Leave, Stop
 from proxy.paths import Places
