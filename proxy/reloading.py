@@ -119,7 +119,7 @@ class Reloads:
         for fate in fates:
             worker = self._daemon.workers.get((fate.post.zone, fate.post.uid))
             if worker is not None and fate.what in ("kept", "policy"):
-                worker.reloaded(new)
+                _adopted(worker, new)
         rows = await asyncio.gather(*(self._carry_out(fate, new) for fate in fates))
         self._daemon.man_listeners()
         return _told(changes, [row for row, _ in rows], [told for _, told in rows if told], new)
@@ -168,8 +168,9 @@ class Reloads:
         if worker is not None:
             try:
                 row["cut"] = await self._tell(worker, fate, new)
-            except NoAnswer as error:
-                row["what"], trouble = "replaced", f"zone {post.zone} of {post.user}: {error}; it was ended"
+            except Exception as error:  # whatever it is, it may hold to what is not in force any more
+                words = str(error) if isinstance(error, NoAnswer) else f"it failed: {error!r:.200}"
+                row["what"], trouble = "replaced", f"zone {post.zone} of {post.user}: {words}; it was ended"
                 worker.retire()
         if fate.what == "dismissed":
             row["bubbles"] = await self._daemon.dismiss_post(post, fate.why)
@@ -181,7 +182,7 @@ class Reloads:
         return row, trouble
 
     async def _tell(self, worker: Worker, fate: Fate, new: Loaded) -> int:
-        """Raises NoAnswer."""
+        """Raises NoAnswer, and OSError where there is no descriptor left."""
         if fate.what == "kept":
             return 0
         if fate.what == "policy":
@@ -195,6 +196,15 @@ class Reloads:
                 return ""
             await asyncio.sleep(LOOK_S)
         return f"zone {post.zone} of {post.user}: its new worker is late; see: zonegate status"
+
+
+def _adopted(worker: Worker, new: Loaded) -> None:
+    """Have a worker go on with another site; one that cannot is ended, and its successor has it."""
+    try:
+        worker.reloaded(new)
+    except Exception as error:
+        notify.say(f"the worker of zone {worker.post.zone} is replaced: {error!r:.200}")
+        worker.retire()
 
 
 def _row(fate: Fate) -> dict[str, Any]:

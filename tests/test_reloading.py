@@ -18,6 +18,7 @@ from gates import LIMIT_S, Gate, Guest, gate
 from own_namespaces import Zone, zone
 
 from proxy import ipc, orders, passwords, reloading
+from proxy.config import Site
 from proxy.locks import Locks
 from proxy.messages.admin import Answer, Ask, Denied, Order
 from proxy.posts import Post
@@ -387,6 +388,48 @@ def test_a_post_that_comes_while_others_are_judged_is_judged_too(
     daemon = SimpleNamespace(loaded=loaded, workers={}, ears=(), posts=lambda: tuple(posts))
     told = asyncio.run(reloading.Reloads(cast(reloading.Daemon, daemon)).reload(check=True))
     assert [row["user"] for row in told["workers"]] == ["early", "late"]
+
+
+@pytest.mark.parametrize("at", ["reloaded", "replace_policy", "nothing"])
+def test_a_worker_that_cannot_be_given_a_policy_does_not_go_on_with_the_old_one(
+    there: Gate, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor may be left to give it with: no reason to leave it, or the others, as they were."""
+    monkeypatch.setattr(Site, "may_enter", lambda *_: ())
+
+    class Going:
+        def __init__(self, post: Post, fault: str) -> None:
+            self.post, self.fault, self.did = post, fault, list[str]()
+            self.answers = self
+
+        def _do(self, what: str) -> int:
+            self.did.append(what)
+            if what == self.fault:
+                raise OSError(24, "Too many open files")
+            return 0
+
+        def reloaded(self, loaded: object) -> None:
+            self._do("reloaded")
+
+        async def replace_policy(self, text: bytes, file: str) -> int:
+            return self._do("replace_policy")
+
+        def retire(self) -> None:
+            self.did.append("retire")
+
+    posts = [Post("corporate", f"#{uid}", uid, ()) for uid in (os.geteuid(), 4711)]
+    workers = {(post.zone, post.uid): Going(post, fault) for post, fault in zip(posts, (at, ""), strict=True)}
+    daemon = SimpleNamespace(
+        loaded=load_site(there.config), workers=workers, ears=(), posts=lambda: tuple(posts),
+        adopt=lambda *_: None, man_listeners=lambda: None,
+    )  # fmt: skip
+    policy = daemon.loaded.site.policy
+    policy.write_text(policy.read_text() + "# another\n")
+    told = asyncio.run(reloading.Reloads(cast(reloading.Daemon, daemon)).reload())
+    one, other = (worker.did for worker in workers.values())
+    assert ("retire" in one) is (at != "nothing")
+    assert other == ["reloaded", "replace_policy"]
+    assert [row["what"] for row in told["workers"]][1] == "policy"
 
 
 def test_no_lock_of_another_opens_a_worker_that_a_reload_ends(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from gates import LIMIT_S, Gate, Guest, gate, wait_gone
 from own_namespaces import NOBODY, Zone, namespaces_of, process, zone
 
 from proxy import chain, ipc
-from proxy.posts import Post
 from proxy.demo.site import make_site
 from proxy.messages.admin import Denied, Leave, Stop
 from proxy.paths import Places
+from proxy.posts import Post
 from proxy.site import load_site
 from proxy.supervisor import Supervisor
 
