@@ -74,7 +74,7 @@ def test_git_over_https(gate: Gate, watch: Watch) -> None:
 
 def test_a_gibibyte(gate: Gate, watch: Watch) -> None:
     """A long download by name arrives whole; of two million packets none goes astray."""
-    done = gate.run("sh", "-c", f"curl -sS http://{INTRANET_NAME}/big/{GIB} | sha256sum", limit_s=150)
+    done = gate.run("sh", "-c", f"curl -sS http://{INTRANET_NAME}/big/{GIB} | sha256sum", limit_s=400)
     assert (done.code, done.out.split()[0], done.err) == (0, digest(GIB), "")
     watch.only_the_gateway()
     end = gate.record("end", lambda row: row["bytes_down"] > GIB << 20)
