@@ -24,33 +24,42 @@ PING_FOR_ALL = "net.ipv4.ping_group_range=0 2147483647"
 def opened(bubble: Bubble) -> Iterator[Wire]:
     """A bubble with a way out for as long as the block lasts, and that way watched."""
     zone, device = bubble.network(), bubble.gate.host.world.device
-    name = f"z{bubble.process.pid}"
     try:
-        there = f"/proc/{os.getpid()}/fd/{zone}"
+        with linked(zone, device) as wire:
+            remove_capture(zone)
+            kernel.must(
+                zone, "ip route add default via 10.200.3.1", "ip -6 route add default via 2001:db8:3::1"
+            )
+            yield wire
+    finally:
+        os.close(zone)
+
+
+@contextlib.contextmanager
+def linked(network: int, device: int) -> Iterator[Wire]:
+    """A device up0 in a namespace that has none, which is linked to the device's, and that link watched."""
+    name, there = f"z{network}", f"/proc/{os.getpid()}/fd/{network}"
+    kernel.must(
+        device,
+        f"ip link add {name} type veth peer name up0 netns {there}",
+        f"ip link set {name} up",
+        f"ip addr add 10.200.3.1/24 dev {name}",
+        f"ip -6 addr add 2001:db8:3::1/64 dev {name} nodad",
+    )
+    try:
         kernel.must(
-            device,
-            f"ip link add {name} type veth peer name up0 netns {there}",
-            f"ip link set {name} up",
-            f"ip addr add 10.200.3.1/24 dev {name}",
-            f"ip -6 addr add 2001:db8:3::1/64 dev {name} nodad",
-        )
-        remove_capture(zone)
-        kernel.must(
-            zone,
+            network,
             "ip link set up0 up",
             "ip addr add 10.200.3.2/24 dev up0",
             "ip -6 addr add 2001:db8:3::2/64 dev up0 nodad",
-            "ip route add default via 10.200.3.1",
-            "ip -6 route add default via 2001:db8:3::1",
         )
         wire = Wire(device, name, GATEWAY, GATEWAY_PORT)
         try:
             yield wire
         finally:
             wire.close()
-            kernel.run(Place(device), ["ip", "link", "del", name])
     finally:
-        os.close(zone)
+        kernel.run(Place(device), ["ip", "link", "del", name])
 
 
 def remove_capture(zone: int) -> None:

@@ -17,7 +17,7 @@ import pytest
 from lab import kernel
 from lab.conftest import AS_ROOT, NewGate
 from lab.packet_peer import SHARED, Peer, Wires, packets
-from lab.stops import Scene
+from lab.stops import NOBODY, Scene
 
 INSPECTING = "  - {id: no-delete, match: {to: intranet, method: DELETE}, at_most: block}\n"
 
@@ -29,7 +29,7 @@ def of_kind(kind: str, peer: Peer) -> dict[str, Any]:
         "inspecting": {"inspects": True, "guards": INSPECTING},
         "wireguard": packets(peer, peer.tunnel(device=SHARED)),
     }
-    return kinds[kind]
+    return {**kinds[kind], "stops": NOBODY}
 
 
 @dataclass(frozen=True, slots=True)

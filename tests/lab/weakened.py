@@ -68,6 +68,25 @@ async def tls_client(sock, context, name, pins, limit_s, backlog):
     return await _client(sock, context, name, Any(), limit_s, backlog)
 e.tls_client = tls_client
 """
+_TOOLS_MAY_FAIL = """
+import proxy.namespaces as n
+_run = n.run
+def run(command, text=""):
+    try: _run(command, text)
+    except n.NamespaceError: pass
+n.run = run
+"""
+_IN_INNER_HOLDER = f"""
+import proxy.sandbox as s
+_told = s.python_command
+def told(*words, **more):
+    said = _told(*words, **more)
+    at = said.index("-c") + 1
+    before, mark, after = said[at].rpartition("from proxy.")
+    said[at] = before + {f"exec({_TOOLS_MAY_FAIL!r}); "!r} + mark + after
+    return said
+s.python_command = told
+"""
 
 # A compromised worker: what it tries with the sockets that it was given, and how it asks for names. It says
 # on standard error what came of it, as the errno of each attempt.
@@ -149,6 +168,10 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
     },
     "yes-to-all": {
         "holder": "import asyncio, proxy.holder as h\nh._must_refuse = lambda *a: asyncio.sleep(0)",
+    },
+    "tools": {
+        "cli": _TOOLS_MAY_FAIL,
+        "wireguard": _IN_INNER_HOLDER,
     },
     "lock": {
         "cli": "import proxy.crew as c\n"

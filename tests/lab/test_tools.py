@@ -1,0 +1,154 @@
+"""A tool of the system that fails half way, and one that somebody else uses: rows L3 and N8.
+
+Every call of nft, ip, wg and mount is counted, and the Nth fails, whoever makes it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import kernel
+from lab.conftest import AS_ROOT, NewGate, Watch
+from lab.gate import Gate, python
+from lab.kernel import Place
+from lab.opening import linked
+from lab.packet_peer import Peer, Wires, packets
+from lab.test_tunnel import NAME, assert_served
+from lab.test_wireguard import attempts, network_of_tunnel
+from lab.world import PUBLIC, Host
+
+TOOLS = ("/usr/sbin/nft", "/usr/sbin/ip", "/usr/bin/wg", "/usr/bin/mount")
+RULES_OF_A_BUBBLE = RULES_OF_A_TUNNEL = 2  # which call makes them
+SHIM = """#!/bin/sh
+exec 9>>{directory}/calls
+flock 9
+echo "$0 $*" >&9
+calls=$(wc -l < {directory}/calls)
+exec 9>&-
+[ "$calls" != "$(cat {directory}/fails)" ] || {{ echo "the lab has this call fail" >&2; exit 1; }}
+exec {directory}/{name} "$@"
+"""
+
+
+class Tools:
+    """The tools of a host, of whose calls one fails."""
+
+    def __init__(self, directory: Path) -> None:
+        self._calls, self._fails = directory / "calls", directory / "fails"
+
+    def fail_at(self, call: int) -> None:
+        """Count anew; this call fails, and none after it."""
+        self._fails.write_text(str(call))
+        self._calls.write_text("")
+
+    def calls(self) -> list[str]:
+        """Those that there were, whole lines only."""
+        return self._calls.read_text().split("\n")[:-1]
+
+
+@pytest.fixture
+def tools(host: Host) -> Iterator[Tools]:
+    """Those of one host, for as long as a test lasts."""
+    directory = host.directory / "tools"
+    directory.mkdir()
+    made = Tools(directory)
+    made.fail_at(0)
+    for name in ("calls", "fails"):
+        (directory / name).chmod(0o666)
+    mounted = []
+    try:
+        for tool in map(Path, TOOLS):
+            (directory / tool.name).write_bytes(tool.read_bytes())
+            (directory / tool.name).chmod(0o755)
+            shim = directory / f"{tool.name}.sh"
+            shim.write_text(SHIM.format(directory=directory, name=tool.name))
+            shim.chmod(0o755)
+            assert kernel.run(host.root, ["/bin/mount", "--bind", str(shim), str(tool)]).code == 0
+            mounted.append(tool)
+        yield made
+    finally:
+        for tool in mounted:
+            assert kernel.run(host.root, ["umount", str(tool)]).code == 0
+        shutil.rmtree(directory)
+
+
+def leaves(network: int, device: int) -> bool:
+    """Whether what root sends by a device that is added to a namespace leaves it."""
+    with linked(network, device) as wire:
+        kernel.run(Place(network), python("canary", "device", PUBLIC))
+        return any(frame.kind in ("arp", "udp", "tcp") for frame in wire.seen())
+
+
+# -- a bubble ----------------------------------------------------------------------------------------
+
+
+def test_a_bubble_that_cannot_be_made(gate: Gate, watch: Watch, tools: Tools) -> None:
+    """Whichever call fails, the program is not started, or is after another attempt of that call."""
+    asked = ("curl", "-sS", "-m", "60", f"http://{NAME}/")
+    done = gate.attested().run(*asked)
+    assert done.out == "the intranet\n"
+    for call in range(1, len(tools.calls()) + 1):
+        tools.fail_at(call)
+        done = gate.run(*asked)
+        failed = tools.calls()[call - 1]
+        again = failed in tools.calls()[call:]
+        assert done.out == ("the intranet\n" if again else ""), (failed, done)
+        assert again or "the lab has this call fail" in done.err, (failed, done)
+    assert call >= 3
+    watch.only_the_gateway()
+
+
+@AS_ROOT
+def test_the_control_of_a_bubble(gate: Gate, new_gate: NewGate, tools: Tools) -> None:
+    """Where a failure is passed over, the program runs in a zone that a device added later leads out of."""
+    for one, red in ((gate, False), (new_gate("tools").attested(), True)):
+        tools.fail_at(RULES_OF_A_BUBBLE if red else 0)
+        bubble = one.bubble("sh", "-c", "echo begun; read go")
+        bubble.says("begun")
+        assert "/nft" in tools.calls()[RULES_OF_A_BUBBLE - 1]
+        zone = bubble.network()
+        try:
+            assert leaves(zone, one.host.world.device) == red, "a control must be red"
+        finally:
+            os.close(zone)
+        bubble.end()
+
+
+# -- a tunnel ----------------------------------------------------------------------------------------
+
+
+def attested_again(gate: Gate, before: int) -> None:
+    """Wait until its tunnel is proved once more than `before`."""
+    kernel.until("it is proved again", lambda: gate.said().count("is attested") > before)
+
+
+@pytest.mark.parametrize("host", ["user"], indirect=True)
+def test_a_tunnel_that_cannot_be_made(new_gate: NewGate, peer: Peer, wires: Wires, tools: Tools) -> None:
+    """Its rules fail: it is not up and says why, and is up when they do not fail any more. Then somebody
+    flushes every rule there is (N8): nothing leaves, since there is no other device."""
+    tools.fail_at(RULES_OF_A_TUNNEL)
+    control = new_gate("tools", **packets(peer)).attested()
+    assert "/nft" in tools.calls()[RULES_OF_A_TUNNEL - 1]
+    with network_of_tunnel(control) as network:
+        assert leaves(network, control.host.world.device), "a control must be red"
+    control.end()
+    tools.fail_at(RULES_OF_A_TUNNEL)
+    wires.seen()
+    gate = new_gate(**packets(peer))
+    kernel.until("status says why", lambda: "the lab has this call fail" in gate.said())
+    assert not gate.tunnel()["attested"]
+    attested_again(gate, 0)
+    assert_served(gate)
+    wires.quiet()
+    with network_of_tunnel(gate) as network:
+        assert not leaves(network, gate.host.world.device)
+        for where in (gate.host.world.device, network):
+            kernel.must(where, "nft flush ruleset")
+        attempts(Place(network), "device", "discovery")
+        assert_served(gate)
+        wires.quiet()
