@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 LIMIT_S = 60.0
+AT_ONCE_S = 8.0  # waiting for what a client says, or for silence, takes longer
 
 
 def connected(host: str, port: str) -> socket.socket:
@@ -97,7 +98,7 @@ def refused(host: str, port: str) -> str:
             how = "answered"
     except OSError as error:
         how = errno.errorcode.get(error.errno or 0, type(error).__name__)
-    return f"{how} {'at once' if time.monotonic() - began < 2 else 'late'}"
+    return f"{how} {'at once' if time.monotonic() - began < AT_ONCE_S else 'late'}"
 
 
 WHAT: dict[str, Callable[..., str]] = {
