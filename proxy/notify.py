@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
 import time
+from typing import TextIO
+
+MOST_CHARACTERS = 1000  # which a pipe that can be written to takes whole (PIPE_BUF)
 
 
 def ready() -> None:
@@ -26,9 +30,24 @@ def stopping() -> None:
 
 
 def say(line: str) -> None:
-    """One line to standard error, where the journal reads it; nobody may be there to read."""
+    """One line to standard error, where the journal reads it.
+
+    Nobody may be there to read, or may have stopped: a terminal after Ctrl-S, a full pipe. Then it is lost;
+    leases do not wait for a reader.
+    """
     with contextlib.suppress(OSError):
-        print(f"zonegate: {line}", file=sys.stderr, flush=True)
+        if _takes(sys.stderr):
+            print(f"zonegate: {line[:MOST_CHARACTERS]}", file=sys.stderr, flush=True)
+
+
+def _takes(stream: TextIO) -> bool:
+    """Whether a line can be written now, or fails at once."""
+    ready = select.poll()
+    try:
+        ready.register(stream.fileno(), select.POLLOUT)
+    except ValueError:  # it is no file
+        return True
+    return bool(ready.poll(0))
 
 
 def ends_with_terminal() -> bool:

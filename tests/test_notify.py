@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,26 @@ def test_without_a_service_manager_nothing_happens(monkeypatch: pytest.MonkeyPat
 def test_a_line_is_one_line_with_the_programs_name(capsys: pytest.CaptureFixture[str]) -> None:
     notify.say("tunnel hq is attested")
     assert capsys.readouterr().err == "zonegate: tunnel hq is attested\n"
+
+
+def test_nobody_waits_for_who_has_stopped_reading() -> None:
+    """Whoever waited would renew no lease meanwhile, and every flow would be cut."""
+    code = "from proxy import notify; notify.say('first'); notify.say('x' * 100_000); notify.say('last')"
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as journal, os.fdopen(writing, "wb") as full:
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(writing, bytes(4096)):
+                pass
+        os.set_blocking(writing, True)
+        subprocess.run([sys.executable, "-c", code], stderr=full, timeout=60, check=True)
+        os.read(reading, 1 << 20)
+        subprocess.run([sys.executable, "-c", code], stderr=full, timeout=60, check=True)
+        full.close()
+        lines = journal.read().split(b"\n")
+    assert lines == [
+        b"zonegate: first",
+        b"zonegate: " + b"x" * notify.MOST_CHARACTERS,
+        b"zonegate: last",
+        b"",
+    ]
