@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from gates import Gate, gate, gone
@@ -63,6 +66,34 @@ def test_each_command_has_help(name: str) -> None:
     usage, _, words = found.output.partition("\n")
     assert usage.startswith(f"Usage: zonegate {name}")
     assert words.strip() and "--help" in words
+
+
+def commands(found: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    """A command, or those below it."""
+    if not isinstance(found, click.Group):
+        yield name, found
+        return
+    context = click.Context(found)
+    for one in found.list_commands(context):
+        below = found.get_command(context, one)
+        assert below is not None
+        yield from commands(below, f"{name} {one}".strip())
+
+
+def test_each_command_shows_an_example_that_can_be_typed(nobody: Path) -> None:
+    """And the help fits a terminal of 80 columns."""
+    for name, found in commands(zonegate, ""):
+        shown = [line.strip() for line in (found.help or "").splitlines()]
+        begin = (f"zonegate {name} ", f"sudo zonegate {name} ")
+        examples = [line for line in shown if f"{line} ".startswith(begin) or f"-- zonegate {name}" in line]
+        assert examples, f"zonegate {name} --help shows no example"
+        for line in examples:
+            words = re.split(r" {2,}| (?:&&|>>?|#|\|) ", line.removeprefix("sudo "))[0]
+            options = shlex.split(re.sub(r"\$\(.*?\)", "4711", words).removeprefix(f"zonegate {name}"))
+            with contextlib.suppress(click.BadParameter):  # a file may not be here
+                found.make_context(name, options)
+        text = call(*name.split(), "--help").output
+        assert not [line for line in text.splitlines() if len(line) > 80], name
 
 
 def test_the_list_of_commands_loads_none_of_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,8 @@ def test_a_ca_is_made_shown_and_rotated(tmp_path: Path) -> None:
     made = call("create", "--directory", directory, "--name", "acme")
     assert made.exit_code == 0 and "acme (root 1) (signs)" in made.output
     root = inspection_ca.read(directory).root.certificate
+    (told,) = json.loads(call("show", "--directory", directory, "--json").output)
+    assert (told["name"], told["until"]) == ("acme (root 1)", root.not_valid_after_utc.isoformat())
     shown = call("show", "--directory", directory, "--policy", policy)
     assert shown.exit_code == 0
     assert fingerprint(root.public_bytes(Encoding.DER)).removeprefix("sha256:") in shown.output

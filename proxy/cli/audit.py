@@ -51,7 +51,12 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="The records as they are written.")
 @_directory
 def tail(count: int, follow: bool, as_json: bool, directory: Path | None) -> None:
-    """Show the last records, of all zones and workers, in the order of their times."""
+    """Show the last records, of all zones and workers, in the order of their times.
+
+    \b
+    zonegate audit tail
+    zonegate audit tail -n 5 -f
+    """
     place = _place(directory)
     following = trail.Following(place)
     try:
@@ -82,6 +87,10 @@ def show(as_json: bool, directory: Path | None, **wanted: str | None) -> None:
     """Show the records that fit every option, in the order of their times.
 
     Exit code 1 where there is none.
+
+    \b
+    zonegate audit show --flow 9b4a70-3
+    zonegate audit show --user alice --verdict block
     """
     place = _place(directory)
     try:
@@ -109,6 +118,9 @@ def verify(head: str, as_json: bool, directory: Path | None) -> None:
 
     Prints the present head: note it somewhere else, for the next time. Exit code 0 when all is whole, 1 when
     something was changed, removed, exchanged or shortened (a line for each), 2 when it cannot be read.
+
+    \b
+    zonegate audit verify
     """
     place = _place(directory)
     if len(head) != len(chain.NOTHING_BEFORE) or set(head) - set("0123456789abcdef"):

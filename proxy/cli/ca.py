@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from proxy import inspection_ca
@@ -43,6 +45,9 @@ def create(directory: Path | None, name: str) -> None:
     """Make a CA in a directory of its own, which must be empty or not there yet.
 
     Name it in the site file under inspection, and say which zones are inspected: inspect: true.
+
+    \b
+    zonegate ca create --name "acme inspection"
     """
     found = _find(directory)
     try:
@@ -54,11 +59,20 @@ def create(directory: Path | None, name: str) -> None:
 @command.command("show")
 @_directory
 @click.option("--policy", type=click.Path(path_type=Path), help="Say which names this policy binds it to.")
-def show(directory: Path | None, policy: Path | None) -> None:
-    """Say whose root it is, until when, its fingerprint, and which names are signed for."""
+@click.option("--json", "as_json", is_flag=True, help="The roots, for programs.")
+def show(directory: Path | None, policy: Path | None, as_json: bool) -> None:
+    """Say whose root it is, until when, its fingerprint, and which names are signed for.
+
+    \b
+    zonegate ca show --policy acme.policy.yaml
+    """
     found = _find(directory)
     try:
-        _tell(inspection_ca.read(found), found, files.load_policy(policy) if policy else None)
+        authority = inspection_ca.read(found)
+        if as_json:
+            click.echo(json.dumps([_as_value(root) for root in authority.trusted], indent=2))
+            return
+        _tell(authority, found, files.load_policy(policy) if policy else None)
     except CaError as error:
         fail(str(error))
     except Problems as problems:
@@ -74,6 +88,9 @@ def rotate(directory: Path | None, distrust: bool) -> None:
     Programs that run trust the old root and accept what the new one signs; those that start later trust both.
     With --distrust bubbles that run must be started again. A daemon takes the new root at its next start or
     reload.
+
+    \b
+    zonegate ca rotate
     """
     found = _find(directory)
     try:
@@ -84,6 +101,14 @@ def rotate(directory: Path | None, distrust: bool) -> None:
 
 def _find(directory: Path | None) -> Path:
     return directory or site_file(None, os.geteuid(), os.environ).parent / "inspection"
+
+
+def _as_value(root: x509.Certificate) -> dict[str, str]:
+    return {
+        "name": inspection_ca.name_of(root),
+        "until": root.not_valid_after_utc.isoformat(),
+        "fingerprint": fingerprint(root.public_bytes(Encoding.DER)),
+    }
 
 
 def _tell(authority: Authority, directory: Path, policy: Policy | None) -> None:

@@ -40,7 +40,7 @@ def command() -> None:
     zonegate cert list                         what there is, and until when
     zonegate cert renew laptop-7               taken into use without a restart
     zonegate cert revoke laptop-7              out within half a second
-    zonegate cert crl > revoked.pem            the same for gateways that are not zonegate's
+    zonegate cert crl > revoked.pem            the same for other gateways
     """
 
 
@@ -51,7 +51,12 @@ def command() -> None:
 @_DAYS
 @_SITE
 def issue(name: str, kind: str, hosts: tuple[str, ...], days: int, site: Path) -> None:
-    """Issue a certificate with a key of its own, and put both into the folder NAME."""
+    """Issue a certificate with a key of its own, and put both into the folder NAME.
+
+    \b
+    zonegate cert issue laptop-7 --site corp
+    zonegate cert issue gw2 --kind gateway --host gw2.corp.example
+    """
 
     def do(now: datetime) -> None:
         made = Authority(site).issue(name, Kind(kind), now, hosts=hosts, days=days)
@@ -75,6 +80,9 @@ def renew(name: str, new_key: bool, days: int, site: Path) -> None:
     """Put a new certificate in the place of NAME's; its key stays, and so does a gateway's pin.
 
     Daemons and gateways take it into use by themselves once it lies where the old one did.
+
+    \b
+    zonegate cert renew laptop-7 --site corp
     """
 
     def do(now: datetime) -> None:
@@ -95,6 +103,9 @@ def revoke(what: str, site: Path) -> None:
     """End a machine's certificates: all of NAME, or the one with a serial number.
 
     Every gateway's list in this directory gets a line for each; a running gateway reads it at once.
+
+    \b
+    zonegate cert revoke laptop-7 --site corp
     """
 
     def do(now: datetime) -> None:
@@ -114,6 +125,9 @@ def crl(days: int, site: Path) -> None:
     """Print what is revoked as a CRL (PEM), for a gateway that is not zonegate's.
 
     Such a gateway refuses everybody once the list is older than --days.
+
+    \b
+    zonegate cert crl --site corp > crl.pem
     """
     _attempt(lambda now: click.echo(Authority(site).revocation_list(now, days=days), nl=False))
 
@@ -125,6 +139,9 @@ def list_all(as_json: bool, site: Path) -> None:
     """List what was issued, the latest of each name first.
 
     Exit code 1 when something in use has expired or will within 30 days.
+
+    \b
+    zonegate cert list --site corp
     """
 
     def do(now: datetime) -> None:

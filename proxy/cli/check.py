@@ -59,6 +59,9 @@ def command(
 
     Exit code 0 where every file is good (warnings and notes do not count), 1 where one is not, 2 where
     there is none. --schema prints a schema for editors and needs no FILE.
+
+    \b
+    zonegate check acme.policy.yaml
     """
     if schema:
         click.echo((Path(files.__file__).parent / "schema" / f"{schema}.json").read_text(), nl=False)

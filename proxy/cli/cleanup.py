@@ -17,6 +17,9 @@ def command() -> None:
     """End the bubbles of a daemon that is not there any more, and forget its socket.
 
     They have no way out since it went; a new daemon would take them on again: zonegate up
+
+    \b
+    zonegate cleanup
     """
     socket = admin_sockets(os.getuid(), os.environ)[0]
     try:

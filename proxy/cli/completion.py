@@ -15,8 +15,9 @@ def command(context: click.Context, shell: str) -> None:
     """Print the script that has SHELL complete zonegate's commands, options, zones, tunnels and flows.
 
     \b
-    zonegate completion bash > ~/.local/share/bash-completion/completions/zonegate
-    zonegate completion zsh > ~/.zfunc/_zonegate          # where fpath has ~/.zfunc
+    zonegate completion bash > /etc/bash_completion.d/zonegate    # for everybody
+    zonegate completion bash >> ~/.bashrc                         # for you
+    zonegate completion zsh > ~/.zfunc/_zonegate      # where fpath has ~/.zfunc
     zonegate completion fish > ~/.config/fish/completions/zonegate.fish
     """
     kind = get_completion_class(shell)

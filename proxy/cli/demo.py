@@ -34,6 +34,10 @@ def command(once: bool, tunnel: str | None) -> None:
 
     Needs no root and no network. Every line says what you should see and what was seen; exit code 1 if
     they differ.
+
+    \b
+    zonegate demo
+    zonegate demo --tunnel mtls
     """
     if problems := sandbox.missing():
         fail("\n".join(problems))

@@ -17,7 +17,11 @@ from proxy.run import RunError
 @click.option("--netns", metavar="NAME", help="A network namespace of `ip netns`.")
 @click.option("--pid", type=int, help="The network namespace of a process.")
 def command(netns: str | None, pid: int | None) -> None:
-    """End the `zonegate attach` of a network namespace. It is left without a way out."""
+    """End the `zonegate attach` of a network namespace. It is left without a way out.
+
+    \b
+    sudo zonegate detach --netns lab
+    """
     wanted = target(netns, pid)
     try:
         bubble = attach.detach(wanted, admin_sockets(os.getuid(), os.environ))

@@ -27,6 +27,10 @@ def command(old: str, new: str, as_json: bool, fail_looser: bool) -> None:
 
     OLD may be a revision alone: the file NEW as it was then. The first line says whether anything is
     looser; then a row for each pair of rules between which flows moved, with one of those flows.
+
+    \b
+    zonegate diff old.policy.yaml new.policy.yaml
+    zonegate diff HEAD:acme.policy.yaml acme.policy.yaml
     """
     try:
         one, two = load_either(old, _file_of(new)), load_either(new, None)

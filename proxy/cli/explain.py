@@ -58,7 +58,7 @@ def command(path: Path | None, to: str, as_json: bool, **given: str | tuple[str,
 
     \b
     zonegate explain --to https://git.corp.example/
-    zonegate explain --policy acme.policy.yaml --group finance --to payroll.corp.example:443
+    zonegate explain --policy acme.policy.yaml --group hr --to pay.corp.example
     """
     facts = {key: (value,) if isinstance(value, str) else value for key, value in given.items() if value}
     if path is None and (told := [key for key in _DAEMON_KNOWS if key in facts]):

@@ -26,6 +26,9 @@ def command(config: Path) -> None:
 
     The configuration is described in docs/gateway.md. Certificates are revoked without a restart, by the
     file that clients.revoked names. SIGHUP goes on in a new log file.
+
+    \b
+    zonegate gateway -c gateway.yaml
     """
     try:
         uvloop.run(run(config))

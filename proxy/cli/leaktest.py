@@ -50,6 +50,10 @@ def command(
     machine are looked at; as a user, listeners on its addresses. Nothing of the daemon's is changed.
 
     Exit code 0 when everything held, 1 on a leak, 2 when something could not be shown.
+
+    \b
+    zonegate leaktest
+    sudo zonegate leaktest --netns lab
     """
     if netns and pid:
         fail("--netns and --pid name one namespace each; give one of them")

@@ -36,6 +36,9 @@ def command(paths: tuple[Path, ...], engine: EngineName, as_json: bool) -> None:
     Unlike a test, a proof speaks of all flows: every user, name, address, port, time and request. Exit
     code 0 where all holds, 1 where something does not (each with a flow that shows it), 2 where a file
     cannot be read.
+
+    \b
+    zonegate prove acme.policy.yaml
     """
     if engine == "z3" and not has_z3():
         fail("z3 is not installed; install zonegate[prove]")

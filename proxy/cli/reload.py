@@ -22,7 +22,7 @@ def command(check: bool, as_json: bool) -> None:
 
     \b
     zonegate reload --check && zonegate reload
-    zonegate diff HEAD:acme.policy.yaml acme.policy.yaml     # which flows an edit of a policy changes
+    zonegate diff HEAD:acme.policy.yaml acme.policy.yaml  # which flows change
     """
     done = order("reload", check=check)
     if as_json:

@@ -29,6 +29,10 @@ def command(as_json: bool) -> None:
 
     Exit code 0 when every tunnel is attested, records can be written, nothing is locked and the last reload
     was taken; else 1, and 2 when no daemon answers.
+
+    \b
+    zonegate status
+    zonegate status --json
     """
     found = value_of(ask(Ask("status", "{}"), tell_waiting))
     if as_json:

@@ -16,6 +16,7 @@ def command(keep_bubbles: bool) -> None:
     A kept bubble has no way out until a new daemon is up; then its programs go on where they were.
 
     \b
-    zonegate stop --keep-bubbles && zonegate up     # a new version, and nobody's program ends
+    zonegate stop
+    zonegate stop --keep-bubbles && zonegate up   # programs go on
     """
     ask(Stop(keep_bubbles))

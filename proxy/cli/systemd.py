@@ -37,7 +37,11 @@ _user = click.option("--user", is_flag=True, help="For you alone, without root."
 @_config
 @_user
 def show(config: Path | None, user: bool) -> None:
-    """Print the unit."""
+    """Print the unit.
+
+    \b
+    zonegate systemd show
+    """
     click.echo(_unit(config, user=user), nl=False)
 
 
@@ -52,6 +56,10 @@ def install(config: Path | None, user: bool, directory: Path | None) -> None:
 
     The unit is what the site's tunnels need: write it again when it gets the first one with a device.
     `systemctl reload zonegate` is `zonegate reload`; a restart cuts flows and keeps programs.
+
+    \b
+    sudo zonegate systemd install -c /etc/zonegate/zonegate.yaml
+    zonegate systemd install --user
     """
     text = _unit(config, user=user)
     place = directory or (_users_own() if user else SYSTEM)

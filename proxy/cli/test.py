@@ -39,6 +39,9 @@ def command(paths: tuple[Path, ...], mutants: bool, cov_fail_under: float | None
     """Run the tests and prove the claims of policy test files, or of all below a folder.
 
     Exit code 0 where all hold, 1 where one does not, 2 where a file cannot be read.
+
+    \b
+    zonegate test policies/
     """
     tally = _Tally()
     found = list(files.find(paths or (Path("policies"),), files.TEST_SUFFIX))

@@ -48,7 +48,11 @@ def _one(name: str) -> dict[str, Any]:
 @command.command("list")
 @_JSON
 def list_tunnels(as_json: bool) -> None:
-    """Every tunnel and what is proved of it. Exit code 1 when one is not attested."""
+    """Every tunnel and what is proved of it. Exit code 1 when one is not attested.
+
+    \b
+    zonegate tunnel list
+    """
     told = _told()
     if as_json:
         click.echo(json.dumps(told, indent=2))
@@ -62,7 +66,11 @@ def list_tunnels(as_json: bool) -> None:
 @_NAME
 @_JSON
 def show(name: str, as_json: bool) -> None:
-    """One tunnel. Exit code 1 when it is not attested."""
+    """One tunnel. Exit code 1 when it is not attested.
+
+    \b
+    zonegate tunnel show hq
+    """
     one = _one(name)
     if as_json:
         click.echo(json.dumps(one, indent=2))
@@ -94,6 +102,9 @@ def down(name: str, as_json: bool) -> None:
     """Take a tunnel down; its flows are cut, and it stays down until `zonegate tunnel up`.
 
     It outlives the daemon. Exit code 1 when that could not be written.
+
+    \b
+    zonegate tunnel down hq
     """
     done = order("tunnel-down", tunnel=name)
     _say(done, as_json, f"{name} is held down")
@@ -103,7 +114,11 @@ def down(name: str, as_json: bool) -> None:
 @_NAME
 @_JSON
 def up(name: str, as_json: bool) -> None:
-    """Let a tunnel that is held down come up again."""
+    """Let a tunnel that is held down come up again.
+
+    \b
+    zonegate tunnel up hq
+    """
     done = order("tunnel-up", tunnel=name)
     _say(done, as_json, f"{name} may come up; see zonegate tunnel show {name}")
 
@@ -128,6 +143,9 @@ def import_file(file: Path, name: str, keys: Path) -> None:
     """Read a wg-quick file: its keys go to files of mode 0600, its tunnel is printed for the site file.
 
     Nothing in the file is run: one that has PostUp or the like is refused. No daemon is needed.
+
+    \b
+    zonegate tunnel import wg0.conf --name hq
     """
     from proxy.config import is_name
     from proxy.wg_quick import NotImported, read

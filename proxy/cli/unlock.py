@@ -21,6 +21,10 @@ def command(zone: str | None, user: str | None, as_json: bool) -> None:
     """Open what `zonegate lock` locked; `zonegate status` shows what there is.
 
     Who runs the daemon may open everything; everybody else what they locked themselves.
+
+    \b
+    zonegate unlock
+    zonegate unlock --zone corporate --user alice
     """
     done = order("unlock", zone=zone or "", user=user or "")
     for line in done["trouble"]:
