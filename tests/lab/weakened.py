@@ -129,7 +129,9 @@ import proxy.packet_egress as p, proxy.policy.compile as c
 p.PacketEgress._is_near = lambda self, address: False
 c.Claims.outcome_of = lambda self, claim, name: None
 """
-_ANY_REQUEST = """
+# Of inspectors. tests/inspection takes them out of its own process, too.
+INSPECTORS: Mapping[str, str] = {
+    "request-verdicts": """
 import proxy.inspection.judging as j
 from dataclasses import replace
 _admission = j.Judging._admission
@@ -137,7 +139,66 @@ def admission(self, flow, asked):
     asked = replace(asked, method="GET", path="/", has_body=False, websocket_key=b"")
     return _admission(self, replace(flow, method="GET", path="/"), asked)
 j.Judging._admission = admission
-"""
+""",
+    "requests-each": """
+import proxy.inspection.judging as j
+_admission_each = j.Judging._admission
+def admission(self, flow, asked):
+    if "_first" not in vars(self): self._first = _admission_each(self, flow, asked)
+    return self._first
+j.Judging._admission, j.Judging.answered = admission, lambda *a: None
+""",
+    "names-agree": "import proxy.inspection.heads as h; h._must_be = lambda *a: None",
+    "tls-names": """
+import proxy.inspection.hooks as k, proxy.inspection.connection as c
+from mitmproxy.proxy.layers.tls import TlsClienthelloHook
+c.HOOKS = {**k.HOOKS, TlsClienthelloHook: k.Hooks.pass_over}
+""",
+    "strict-heads": """
+import proxy.inspection.http as t, proxy.inspection.heads as h, proxy.inspection.connection as c
+t.JudgedHttp1.read_headers = t.Http1Server.read_headers
+c.Settings.validate_inbound_headers = False
+h._checked = lambda fields: h._Of([(n.decode("latin-1").lower(), v.decode("latin-1")) for n, v in fields])
+""",
+    "one-frame": "import proxy.inspection.http as t; t.JudgedStream._frame = staticmethod(lambda *a: None)",
+    "closed-after-refusal": """
+import proxy.inspection.http as t
+from mitmproxy.proxy.events import DataReceived
+def refuse(self, words):
+    self.buf.maybe_extract_lines()
+    yield from self.read_headers(DataReceived(self.conn, b""))
+t.JudgedHttp1._refuse = refuse
+""",
+    "upgrades": """
+import proxy.inspection.hooks as k
+from dataclasses import replace
+_read_request = k.read_request
+k.read_request = lambda *a, **more: replace(_read_request(*a, **more), drop=frozenset())
+""",
+    "cut-at-the-byte": """
+import proxy.inspection.judging as j
+def allow(self, transfer, wanted):
+    self.counts.add(transfer, wanted)
+    return wanted
+j.Exchange.allow = allow
+""",
+    "hooks-fail-closed": """
+import proxy.inspection.connection as c
+async def handle_hook(self, hook):
+    try: await c.HOOKS[type(hook)](self._hooks, *hook.args())
+    except Exception: pass
+c.InspectedConnection.handle_hook = handle_hook
+""",
+    "head-limits": """
+import proxy.inspection.http as t, proxy.inspection.heads as h
+from proxy.channel.head import parse_head
+t.MAX_HEAD_BYTES = h.MAX_HEAD_BYTES = h.MAX_FIELDS = 1 << 30
+t.parse_head = lambda head: parse_head(head, 1 << 30)
+""",
+    "unpacking-bounds": "import proxy.scanning.unpack as u; u.FREE_BYTES = u.MOST_BYTES = 1 << 60",
+    "held-bytes": "import proxy.inspection.connection as c; c.HELD_BYTES = 1 << 60",
+    "scans": "import proxy.inspection.judging as j; j.scanning_of = lambda *a: None",
+}
 ATTACKS: Mapping[str, Mapping[str, str]] = {"aim": {"worker": _AIM}, "ask-names": {"worker": _ASK_NAMES}}
 
 # name -> (module -> code run in that process before its main). "cli" is the command itself.
@@ -222,7 +283,7 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
         "    if getattr(m, '__name__', '').startswith('proxy') and hasattr(m, 'inner'): m.inner = a.inner",
     },
     "rebinding": {"worker": _ANY_ADDRESS, "inspector": _ANY_ADDRESS},
-    "request-verdicts": {"inspector": _ANY_REQUEST},
+    **{name: {"inspector": code} for name, code in INSPECTORS.items()},
     "special-ranges": {
         "worker": "import proxy.policy.compile as c\n"
         "c._claim = lambda own, special, wide, narrow: c.Claim(False, False, bool(wide), wide)\n"
