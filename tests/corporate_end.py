@@ -55,7 +55,7 @@ class CorporateEnd:
     async def tunnel(self, host: str, port: int, context: ssl.SSLContext | None = None) -> TlsChannel:
         """A tunnel through it."""
         channel = await self.connect(context)
-        await connect_through(channel, host, port, 30)
+        await connect_through(channel, host, port, 90)
         return channel
 
     def revoke(self, entry: str) -> None:
@@ -76,7 +76,7 @@ class CorporateEnd:
 
 @asynccontextmanager
 async def corporate_end(
-    site: Site, directory: Path, *, allow: str = ALLOW_LOOPBACK, more: str = "", handshake_limit_s: float = 30
+    site: Site, directory: Path, *, allow: str = ALLOW_LOOPBACK, more: str = "", handshake_limit_s: float = 90
 ) -> AsyncIterator[CorporateEnd]:
     """A gateway that allows `allow` (an entry of the list) and is configured further by `more`."""
     ca = directory / "ca.crt"

@@ -31,7 +31,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 def test_what_follows_the_blank_line_is_the_tunnel(run: Run) -> None:
     async def main() -> None:
         client, gateway = map(PlainChannel, pair())
-        connecting = asyncio.create_task(connect_through(client, "git.corp.example", 22, 30))
+        connecting = asyncio.create_task(connect_through(client, "git.corp.example", 22, 90))
         head = await read_head(gateway)
         assert head == Head("CONNECT git.corp.example:22 HTTP/1.1", (("host", "git.corp.example:22"),))
         await gateway.write(b"HTTP/1.1 200 Connection established\r\ncontent-length: 3\r\n\r\nSSH-2.0\r\n")
@@ -95,7 +95,7 @@ def test_answers_that_are_no_tunnel(run: Run, case: Reply) -> None:
         await gateway.write(case.sent)
         await gateway.write_eof()
         with pytest.raises(ConnectFailed, match=case.says) as raised:
-            await connect_through(client, "www.example", 443, 30)
+            await connect_through(client, "www.example", 443, 90)
         if case.status:
             assert isinstance(raised.value, ConnectRefused)
             assert (raised.value.status, raised.value.because) == (case.status, case.because)
@@ -115,7 +115,7 @@ def test_a_gateway_that_resets_or_never_answers(run: Run) -> None:
         client, gateway = map(PlainChannel, pair())
         gateway.abort()
         with pytest.raises(ConnectFailed, match="ended the connection"):
-            await connect_through(client, "www.example", 443, 30)
+            await connect_through(client, "www.example", 443, 90)
 
     run(main())
 
@@ -128,7 +128,7 @@ def test_a_host_that_no_request_may_contain_is_never_sent(run: Run, host: str) -
     async def main() -> None:
         client, gateway = map(PlainChannel, pair())
         with pytest.raises(ValueError, match=r"write|name"):
-            await connect_through(client, host, 443, 30)
+            await connect_through(client, host, 443, 90)
         with pytest.raises(ConnectionError):
             await read_all(gateway)
 
@@ -148,7 +148,7 @@ def test_the_probe_keeps_the_connection_for_the_next(run: Run) -> None:
     async def main() -> None:
         client, gateway = map(PlainChannel, pair())
         for _ in range(3):
-            asking = asyncio.create_task(probe(client, 30))
+            asking = asyncio.create_task(probe(client, 90))
             assert (await read_head(gateway)).start == "OPTIONS * HTTP/1.1"
             await gateway.write(b"HTTP/1.1 204 No Content\r\n\r\n")
             assert await asking is True
@@ -166,7 +166,7 @@ def test_another_gateway_s_answer_is_a_sign_of_life_once(run: Run, answer: bytes
     async def main() -> None:
         client, gateway = map(PlainChannel, pair())
         await gateway.write(answer)
-        assert await probe(client, 30) is False
+        assert await probe(client, 90) is False
         with pytest.raises(Aborted):
             await client.read()
         gateway.abort()

@@ -47,8 +47,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 async def connected(site: Site) -> tuple[TlsChannel, TlsChannel]:
     ours, theirs = pair()
     for_client, for_server = site.for_client(), site.for_server()
-    serving = asyncio.create_task(tls_server(theirs, for_server, 30))
-    client = await tls_client(ours, for_client, "gate.example", {site.server.pin}, 30)
+    serving = asyncio.create_task(tls_server(theirs, for_server, 90))
+    client = await tls_client(ours, for_client, "gate.example", {site.server.pin}, 90)
     return client, await serving
 
 
@@ -119,8 +119,8 @@ def test_data_that_came_with_the_handshake_outlives_our_end_of_file(run: Run, si
 
     async def main() -> None:
         ours, theirs = pair()
-        serving = asyncio.create_task(tls_server(theirs, site.for_server(), 30))
-        client = await tls_client(ours, site.for_client(), "gate.example", {site.server.pin}, 30)
+        serving = asyncio.create_task(tls_server(theirs, site.for_server(), 90))
+        client = await tls_client(ours, site.for_client(), "gate.example", {site.server.pin}, 90)
         await client.write(b"early")  # in the same turn as our last flight: one read takes both
         server = await serving
         await server.write_eof()
@@ -146,8 +146,8 @@ def test_records_that_arrive_byte_by_byte_after_our_end_of_file(run: Run, site: 
 
         middle = PlainChannel(outer_client), PlainChannel(outer_server)
         drips = [asyncio.create_task(drip(*middle)), asyncio.create_task(drip(*middle[::-1]))]
-        serving = asyncio.create_task(tls_server(inner_server, for_server, 30))
-        client = await tls_client(inner_client, for_client, "gate.example", {site.server.pin}, 30)
+        serving = asyncio.create_task(tls_server(inner_server, for_server, 90))
+        client = await tls_client(inner_client, for_client, "gate.example", {site.server.pin}, 90)
         server = await serving
         await client.write(b"3\n1\n2\n")
         await client.write_eof()
@@ -168,8 +168,8 @@ def test_tcp_that_ends_where_tls_has_not_is_a_truncation(run: Run, site: Site) -
     async def main() -> None:
         ours, theirs = pair()
         for_client, for_server = site.for_client(), site.for_server()
-        serving = asyncio.create_task(tls_server(theirs, for_server, 30))
-        client = await tls_client(ours, for_client, "gate.example", {site.server.pin}, 30)
+        serving = asyncio.create_task(tls_server(theirs, for_server, 90))
+        client = await tls_client(ours, for_client, "gate.example", {site.server.pin}, 90)
         server = await serving
         await server.write(b"half of it")
         theirs.shutdown(socket.SHUT_WR)  # beneath TLS, as somebody on the path can do
@@ -188,8 +188,8 @@ def test_junk_instead_of_a_record_resets(run: Run, site: Site) -> None:
     async def main() -> None:
         ours, theirs = pair()
         for_client, for_server = site.for_client(), site.for_server()
-        serving = asyncio.create_task(tls_server(theirs, for_server, 30))
-        client = await tls_client(ours, for_client, "gate.example", {site.server.pin}, 30)
+        serving = asyncio.create_task(tls_server(theirs, for_server, 90))
+        client = await tls_client(ours, for_client, "gate.example", {site.server.pin}, 90)
         server = await serving
         theirs.send(b"\x17\x03\x03\x00\x20" + b"j" * 32)
         with pytest.raises(Reset):
@@ -260,10 +260,10 @@ def test_an_impostor_is_refused_before_anything_is_sent(
 
     async def main() -> None:
         ours, theirs = pair()
-        serving = asyncio.create_task(tls_server(theirs, site.for_server(files), 30))
+        serving = asyncio.create_task(tls_server(theirs, site.for_server(files), 90))
         pin = issued.pin if case.pinned else site.server.pin
         with pytest.raises(WrongPeer, match=case.says):
-            await tls_client(ours, site.for_client(), "gate.example", {pin}, 30)
+            await tls_client(ours, site.for_client(), "gate.example", {pin}, 90)
         with pytest.raises(HandshakeFailed):  # the client's certificate never came
             await serving
 
@@ -273,9 +273,9 @@ def test_an_impostor_is_refused_before_anything_is_sent(
 def test_no_pin_pins_nobody(run: Run, site: Site) -> None:
     async def main() -> None:
         ours, theirs = pair()
-        serving = asyncio.create_task(tls_server(theirs, site.for_server(), 30))
+        serving = asyncio.create_task(tls_server(theirs, site.for_server(), 90))
         with pytest.raises(WrongPeer):
-            await tls_client(ours, site.for_client(), "gate.example", set(), 30)
+            await tls_client(ours, site.for_client(), "gate.example", set(), 90)
         with pytest.raises(HandshakeFailed):
             await serving
 
@@ -308,8 +308,8 @@ def test_a_rogue_client_gets_no_channel_and_hears_an_alert(
         ours, theirs = pair()
         rogue = _rogue(site, tmp_path, kind)
         rogue.minimum_version = ssl.TLSVersion.TLSv1_3
-        serving = asyncio.create_task(tls_server(theirs, site.for_server(), 30))
-        client = await tls_client(ours, rogue, "gate.example", {site.server.pin}, 30)
+        serving = asyncio.create_task(tls_server(theirs, site.for_server(), 90))
+        client = await tls_client(ours, rogue, "gate.example", {site.server.pin}, 90)
         # In TLS 1.3 the client's handshake is over before the server has judged it.
         with pytest.raises((WrongPeer, HandshakeFailed)):
             await serving
@@ -326,8 +326,8 @@ def test_tls_1_2_is_refused_by_both(run: Run, site: Site) -> None:
         old.maximum_version = ssl.TLSVersion.TLSv1_2
         ours, theirs = pair()
         with pytest.raises(ValueError, match=r"TLS 1\.3"):
-            await tls_client(ours, old, "gate.example", {site.server.pin}, 30)
-        serving = asyncio.create_task(tls_server(theirs, site.for_server(), 30))
+            await tls_client(ours, old, "gate.example", {site.server.pin}, 90)
+        serving = asyncio.create_task(tls_server(theirs, site.for_server(), 90))
         await asyncio.sleep(0)
         with pytest.raises((ssl.SSLError, OSError)):
             await asyncio.to_thread(_blocking_handshake, ours, old)
@@ -349,10 +349,10 @@ def test_a_lenient_context_is_not_used(run: Run, site: Site) -> None:
         lenient.check_hostname = False
         ours, theirs = pair()
         with ours, theirs, pytest.raises(ValueError, match="name"):
-            await tls_client(ours, lenient, "gate.example", {site.server.pin}, 30)
+            await tls_client(ours, lenient, "gate.example", {site.server.pin}, 90)
         lenient.verify_mode = ssl.CERT_NONE
         with pytest.raises(ValueError, match="verifies no peer"):
-            await tls_client(ours, lenient, "gate.example", {site.server.pin}, 30)
+            await tls_client(ours, lenient, "gate.example", {site.server.pin}, 90)
 
     run(main())
 
@@ -384,7 +384,7 @@ def test_a_peer_that_says_nothing_is_given_up(run: Run, site: Site, side: str) -
 def test_junk_at_the_door_fails_the_handshake(run: Run, site: Site, junk: bytes) -> None:
     async def main() -> None:
         ours, theirs = pair()
-        serving = asyncio.create_task(tls_server(theirs, site.for_server(), 30))
+        serving = asyncio.create_task(tls_server(theirs, site.for_server(), 90))
         ours.sendall(junk)
         ours.shutdown(socket.SHUT_WR)
         with pytest.raises(HandshakeFailed):

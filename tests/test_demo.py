@@ -14,7 +14,7 @@ import pytest
 
 from proxy.demo import site
 
-LIMIT_S = 120
+LIMIT_S = 400
 # The demonstration with another policy: what it shows must then be something else.
 _WITH_POLICY = """
 import sys

@@ -45,7 +45,7 @@ async def reset(channel: TlsChannel | PlainChannel) -> None:
 
 async def refused(channel: TlsChannel, host: str, port: int) -> ConnectRefused:
     with pytest.raises(ConnectRefused) as raised:
-        await connect_through(channel, host, port, 30)
+        await connect_through(channel, host, port, 90)
     return raised.value
 
 
@@ -91,8 +91,8 @@ def test_the_prober_asks_again_and_again_on_one_connection(run: Run, site: Site,
         async with destination(echo) as port, corporate_end(site, tmp_path) as end:
             channel = await end.connect()
             for _ in range(5):
-                assert await probe(channel, 30) is True
-            await connect_through(channel, "site.example", port, 30)
+                assert await probe(channel, 90) is True
+            await connect_through(channel, "site.example", port, 90)
             await channel.write(b"still good")
             assert await channel.read() == b"still good"
             channel.abort()
@@ -224,7 +224,7 @@ def test_a_rogue_client_reaches_nothing(run: Run, site: Site, tmp_path: Path, ki
         async with destination(echo) as port, corporate_end(site, tmp_path) as end:
             channel = await end.connect(_rogue(site, kind, tmp_path))
             with pytest.raises(ConnectFailed):
-                await connect_through(channel, "site.example", port, 30)
+                await connect_through(channel, "site.example", port, 90)
             await end.eventually(lambda: end.lines("no handshake"))
             assert not end.lines("connect")
             assert not end.gateway.guests
@@ -241,7 +241,7 @@ def test_a_revoked_client_is_cut_at_once_and_nobody_else(run: Run, site: Site, t
             mine = await end.tunnel("site.example", port)
             theirs = await end.tunnel("site.example", port, context)
             waiting = await end.connect(context)
-            assert await probe(waiting, 30)
+            assert await probe(waiting, 90)
             end.revoke(f"{other.fingerprint}  # lost laptop")
             await reset(theirs)
             await reset(waiting)
@@ -284,7 +284,7 @@ def test_a_file_of_revocations_that_nobody_can_read_lets_nobody_in(
         async with destination(echo) as port, corporate_end(site, tmp_path) as end:
             tunnel = await end.tunnel("site.example", port)
             waiting = await end.connect()
-            assert await probe(waiting, 30)
+            assert await probe(waiting, 90)
             end.revoke("this is no serial number")
             for channel in (waiting, await end.connect()):
                 answer = await refused(channel, "site.example", port)
@@ -376,7 +376,7 @@ def test_clients_in_all_are_bounded(run: Run, site: Site, tmp_path: Path) -> Non
     async def main() -> None:
         async with corporate_end(site, tmp_path, more="limits: {clients: 2}") as end:
             guests = [await end.connect() for _ in range(2)]
-            assert all([await probe(guest, 30) for guest in guests])
+            assert all([await probe(guest, 90) for guest in guests])
             late = PlainChannel(end.knock())
             assert await late.read() == b""
             await late.close()
@@ -394,7 +394,7 @@ def test_what_has_not_moved_for_the_idle_limit_is_cut(run: Run, site: Site, tmp_
         ):
             quiet, busy = [await end.tunnel("site.example", port) for _ in range(2)]
             waiting = await end.connect()
-            assert await probe(waiting, 30)
+            assert await probe(waiting, 90)
             start = asyncio.get_running_loop().time()
             end.gateway.cut_idle(start)
             await busy.write(b"moves")
@@ -506,7 +506,7 @@ def test_stopping_cuts_everybody_and_says_so(run: Run, site: Site, tmp_path: Pat
             async with corporate_end(site, tmp_path) as end:
                 tunnel = await end.tunnel("site.example", port)
                 waiting = await end.connect()
-                assert await probe(waiting, 30)
+                assert await probe(waiting, 90)
             await reset(tunnel)
             await reset(waiting)
             assert end.lines("end")[0]["because"] == "the gateway stopped"

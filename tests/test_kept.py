@@ -47,8 +47,8 @@ class Peer:
         ours, theirs = pair()
         pins = {self.site.server.pin}
         sides = [
-            asyncio.create_task(tls_client(ours, self.site.for_client(), "gate.example", pins, 30)),
-            asyncio.create_task(tls_server(theirs, self.site.for_server(), 30)),
+            asyncio.create_task(tls_client(ours, self.site.for_client(), "gate.example", pins, 90)),
+            asyncio.create_task(tls_server(theirs, self.site.for_server(), 90)),
         ]
         try:
             made, end = await asyncio.gather(*sides)

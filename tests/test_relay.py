@@ -303,8 +303,8 @@ def test_a_truncated_tunnel_is_no_end_of_file_to_the_program(run: Run, site: Sit
     async def main() -> None:
         program, ours = pair()
         near, far = pair()
-        serving = asyncio.create_task(tls_server(far, site.for_server(), 30))
-        upstream = await tls_client(near, site.for_client(), "gate.example", {site.server.pin}, 30)
+        serving = asyncio.create_task(tls_server(far, site.for_server(), 90))
+        upstream = await tls_client(near, site.for_client(), "gate.example", {site.server.pin}, 90)
         server = await serving
         task = asyncio.create_task(
             relay(PlainChannel(ours), upstream, admitted=lambda: True, budgets=(), counts=Counts())
@@ -332,8 +332,8 @@ def test_what_came_before_a_truncation_arrives_and_then_the_reset(run: Run, site
     async def main() -> None:
         program, ours = pair()
         near, far = pair()
-        serving = asyncio.create_task(tls_server(far, site.for_server(), 30))
-        upstream = await tls_client(near, site.for_client(), "gate.example", {site.server.pin}, 30)
+        serving = asyncio.create_task(tls_server(far, site.for_server(), 90))
+        upstream = await tls_client(near, site.for_client(), "gate.example", {site.server.pin}, 90)
         server = await serving
         client, counts = PlainChannel(ours), Counts()
         task = asyncio.create_task(relay(client, upstream, admitted=lambda: True, budgets=(), counts=counts))

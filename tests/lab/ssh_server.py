@@ -38,7 +38,7 @@ class SshServer:
         self._undo.callback(shutil.rmtree, directory, ignore_errors=True)
         for name in ("host", "device"):
             words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)]
-            subprocess.run(words, check=True, timeout=20)
+            subprocess.run(words, check=True, timeout=kernel.LIMIT_S)
         (directory / "sshd_config").write_text(_CONFIG.format(address=CODE, directory=directory))
         (directory / "passwd").write_text(_USER + Path("/etc/passwd").read_text())
         mounts = kernel.new_mounts(

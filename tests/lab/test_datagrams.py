@@ -194,7 +194,7 @@ def test_nothing_leaves(gate: Gate) -> None:
     place = gate.host.place
     there = Place(place.network, place.mounts, place.uid, {**place.environment, **gate.environment})
     rows = [word for row in ("N1", "N4", "D3") for word in ("--row", row)]
-    done = kernel.run(there, gate.command("leaktest", "--json", *rows), limit_s=150)
+    done = kernel.run(there, gate.command("leaktest", "--json", *rows), limit_s=400)
     assert done.out, done
     result = json.loads(done.out)
     assert done.code == 0, [row for row in result["attempts"] if row["verdict"] in ("leak", "not shown")]

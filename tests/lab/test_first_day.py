@@ -42,7 +42,7 @@ def first_day(host: Host, directory: Path) -> Done:
         assert made.code == 0, made
         _, _, steps = made.out.partition("next, both ends on this machine:\n")
         script = f"cd {directory}\n{steps}wait\n"
-        return kernel.run(place, ["bash", "-c", script], limit_s=150)
+        return kernel.run(place, ["bash", "-c", script], limit_s=400)
     finally:
         os.close(network)
 

@@ -113,7 +113,7 @@ def test_a_large_upload_is_kept_nowhere(gate: Gate, version: str = "--http2") ->
     before = most_memory(inspector(gate))
     size = f"head -c {UPLOAD_MIB}M /dev/zero"
     send = f"curl -sS -m 300 {version} -X POST -T - https://{NAME}/upload"
-    done = gate.run("sh", "-c", f"{size} | {send}", limit_s=320)
+    done = gate.run("sh", "-c", f"{size} | {send}", limit_s=400)
     digest = hashlib.sha256()
     for _ in range(UPLOAD_MIB):
         digest.update(bytes(1 << 20))
@@ -207,7 +207,7 @@ def rpc_log(world: World) -> Iterator[Path]:
 def test_grpc(gate: Gate, rpc_log: Path) -> None:
     """Calls of all four kinds, their trailers and errors, many at once; and one that may not be made."""
     program = python("grpc_echo", str(PACKAGES), "ask", f"{NAME}:{GRPC_PORT}")
-    done = gate.run(*program, limit_s=120, share=[PACKAGES])
+    done = gate.run(*program, limit_s=400, share=[PACKAGES])
     assert json.loads(done.out or "{}") == {
         "unary": 1 << 20,
         "trailers": {"x-said": "hello", "x-blob-bin": "b'\\x00\\xff'"},
@@ -241,7 +241,7 @@ def test_programs_outside_that_use_a_listener(gate: Gate, way: str) -> None:
     words += ["--proxy-cert", f"{here}/device1.crt", "--proxy-key", f"{here}/device1.key"]
 
     def ask(*more: str, stdin: bytes = b"") -> str:
-        done = kernel.run(gate.host.place, ["curl", "-sS", "-m", "20", *words, *more], stdin=stdin)
+        done = kernel.run(gate.host.place, ["curl", "-sS", "-m", "60", *words, *more], stdin=stdin)
         return done.out + done.err
 
     assert ask(f"{scheme}://{NAME}/") == "the intranet\n"

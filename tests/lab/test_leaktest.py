@@ -15,7 +15,7 @@ from lab.gate import Gate
 from lab.kernel import Place
 from lab.world import GATEWAY, RESOLVER
 
-LIMIT_S = 150.0
+LIMIT_S = 400.0
 ROWS = ("N1", "N2", "N4", "N5", "N11", "B1", "D1", "I10")
 
 
