@@ -41,6 +41,7 @@ from proxy.site import Loaded, TunnelFiles
 from proxy.tunnels.keeper import Keeper
 
 READY_LIMIT_S = 15.0
+SILENT_S, SILENT_TIMES = 20.0, 3  # a worker reports each second
 SEGMENT_BYTES = 16 << 20
 QUIET_REPORT = Report(0, 0, 0, 0, 0, "", "", 0)
 
@@ -242,11 +243,20 @@ class Worker:
     # -- what it says ------------------------------------------------------------------------------
 
     async def hear(self) -> None:
-        """Answer the worker until it is gone."""
+        """Answer the worker until it is gone; CrewError when it has hung."""
         assert self._link is not None
+        silent = 0
         try:
             while True:
-                message, fds = await self._link.receive()
+                try:
+                    async with asyncio.timeout(SILENT_S):
+                        message, fds = await self._link.receive()
+                except TimeoutError:
+                    silent += 1  # or it was this process that stood still: then the next look hears it
+                    if silent == SILENT_TIMES:
+                        raise CrewError(f"the {self.module} of zone {self.post.zone} has hung") from None
+                    continue
+                silent = 0
                 ipc.close_all(fds)
                 self._hear(self._link, message)
         except ipc.LinkBroken:

@@ -168,6 +168,31 @@ def test_it_reports_the_policy_that_is_in_force(ground: Ground) -> None:
     run(main)
 
 
+def test_a_worker_that_hangs_is_ended(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "SILENT_S", 0.5)
+
+    async def main() -> None:
+        worker = ground.worker()
+        try:
+            await worker.start()
+            for pid in below(worker.pid):
+                os.kill(pid, signal.SIGSTOP)
+            with pytest.raises(CrewError, match="the worker of zone corporate has hung"):
+                await worker.hear()
+        finally:
+            await worker.end()
+
+    run(main)
+
+
+def below(pid: int) -> list[int]:
+    """A process and its descendants."""
+    found = [pid]
+    for one in found:
+        found += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
+    return found
+
+
 # -- bubbles -----------------------------------------------------------------------------------------
 
 
