@@ -12,7 +12,7 @@ from proxy.paths import Places
 _TEMPLATES = Path(__file__).parent / "systemd"
 _PLAIN = re.compile(r"/[A-Za-z0-9/._@+-]+")  # what means itself in a unit
 _HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
-NAME = "zonegate.service"
+NAME, GATEWAY = "zonegate.service", "zonegate-gateway.service"
 
 
 class UnitError(Exception):
@@ -21,20 +21,41 @@ class UnitError(Exception):
 
 def unit(zonegate: Path, site: Path, places: Places, *, user: bool, devices: bool) -> str:
     """The unit's text; with `devices`, of a daemon whose tunnels are network devices. Raises UnitError."""
-    for path in (zonegate, site, places.run, places.state):
-        if not _PLAIN.fullmatch(str(path)):
-            raise UnitError(f'"{path}" cannot stand in a unit; use a path of letters, digits and . _ - + @')
-    interpreter = (Path(sys.prefix), Path(sys.base_prefix))
-    in_homes = any(path.is_relative_to(home) for path in (zonegate, site, *interpreter) for home in _HOMES)
+    _check(zonegate, site, places.run, places.state)
     values = {
         "ZONEGATE": str(zonegate),
         "SITE": str(site),
         "PLACES": f"-{places.run} -{places.state}",
         "MORE": " CAP_NET_ADMIN" if devices else "",
         "DEVICES": "DevicePolicy=closed\nDeviceAllow=/dev/net/tun rw" if devices else "PrivateDevices=yes",
-        "HOME": "read-only" if in_homes else "yes",
+        "HOME": _homes(zonegate, site),
     }
     return filled((_TEMPLATES / ("zonegate.user.service" if user else NAME)).read_text(), values)
+
+
+def gateway_unit(zonegate: Path, config: Path, log: Path, user: str) -> str:
+    """The text of a gateway's unit; `user` is who its key belongs to. Raises UnitError."""
+    _check(zonegate, config, log)
+    values = {
+        "ZONEGATE": str(zonegate),
+        "CONFIG": str(config),
+        "LOGS": str(log.parent),
+        "USER": user,
+        "HOME": _homes(zonegate, config, log),
+    }
+    return filled((_TEMPLATES / GATEWAY).read_text(), values)
+
+
+def _check(*paths: Path) -> None:
+    for path in paths:
+        if not _PLAIN.fullmatch(str(path)):
+            raise UnitError(f'"{path}" cannot stand in a unit; use a path of letters, digits and . _ - + @')
+
+
+def _homes(*paths: Path) -> str:
+    """What of people's homes is to be seen: nothing, unless something that is needed lies there."""
+    needed = (*paths, Path(sys.prefix), Path(sys.base_prefix))
+    return "read-only" if any(path.is_relative_to(home) for path in needed for home in _HOMES) else "yes"
 
 
 def filled(template: str, values: Mapping[str, str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,10 +16,11 @@ import pytest
 from click.testing import CliRunner
 from first_words import request
 from gates import Gate, Guest, gate
+from loopback import Site
 from own_namespaces import zone
 
 from proxy import units
-from proxy.cli import zonegate
+from proxy.cli import systemd, zonegate
 from proxy.messages.admin import Denied, Entered
 from proxy.paths import Places
 
@@ -150,6 +153,24 @@ def groups() -> dict[str, list[str]]:
     return found
 
 
+def under(unit: str, without: frozenset[str], *arguments: str) -> list[str]:
+    """A zonegate command as a unit would have it; `without` are system calls that it has not."""
+    known, allowed = groups(), set[str]()
+    for line in lines_of(unit, "SystemCallFilter"):
+        named = calls(line.removeprefix("~").split(), known)
+        allowed = allowed - named if line.startswith("~") else allowed | named
+    families = {"AF_UNIX": "1", "AF_INET": "2", "AF_INET6": "10", "AF_NETLINK": "16"}
+    (named_families,) = lines_of(unit, "RestrictAddressFamilies")
+    (capabilities,) = lines_of(unit, "CapabilityBoundingSet")
+    kept = [f"+{name.removeprefix('CAP_').lower()}" for name in capabilities.split()]
+    return [
+        "setpriv", "--no-new-privs", f"--bounding-set={','.join(['-all', *kept])}", "--inh-caps=-all",
+        sys.executable, "-c", _UNDER, " ".join(allowed - without),
+        " ".join(families[name] for name in named_families.split()),
+        sys.executable, "-m", "proxy.cli", *arguments,
+    ]  # fmt: skip
+
+
 class UnitGate(Gate):
     """A daemon that is started as the unit would have it; `without` are system calls that it has not."""
 
@@ -158,23 +179,9 @@ class UnitGate(Gate):
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         if arguments[0] != "up":
             return super().start(*arguments)
-        unit, known = units.unit(PROGRAM, SITE, PLACES, user=False, devices=False), groups()
-        allowed: set[str] = set()
-        for line in lines_of(unit, "SystemCallFilter"):
-            named = calls(line.removeprefix("~").split(), known)
-            allowed = allowed - named if line.startswith("~") else allowed | named
-        families = {"AF_UNIX": "1", "AF_INET": "2", "AF_INET6": "10", "AF_NETLINK": "16"}
-        (named_families,) = lines_of(unit, "RestrictAddressFamilies")
-        (capabilities,) = lines_of(unit, "CapabilityBoundingSet")
-        bounding = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in capabilities.split())
+        unit = units.unit(PROGRAM, SITE, PLACES, user=False, devices=False)
         process = subprocess.Popen(
-            [
-                "setpriv", "--no-new-privs", f"--bounding-set=-all,{bounding}", "--inh-caps=-all",
-                sys.executable, "-c", _UNDER, " ".join(allowed - self.without),
-                " ".join(families[name] for name in named_families.split()),
-                sys.executable, "-m", "proxy.cli", *arguments,
-            ],
-            env=self.environment, text=True,
+            under(unit, self.without, *arguments), env=self.environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self._started.append(process)
@@ -208,3 +215,87 @@ def test_the_filter_is_in_force(there: Gate) -> None:
     with zone() as ground:
         there.up()
         assert isinstance(Guest(there, ground).answer, Denied)
+
+
+# -- a gateway under its unit ------------------------------------------------------------------------
+
+GATEWAY = """\
+gateway: 1
+listen: "127.0.0.1:0"
+certificate: server.crt
+key: server.key
+clients: {ca: ca.crt}
+allow:
+  - {networks: [127.0.0.0/8], ports: 1-65535}
+log: gateway.log
+"""
+
+
+@pytest.fixture
+def end(tmp_path: Path) -> Site:
+    """The files of a gateway."""
+    site = Site(tmp_path)
+    (tmp_path / "ca.crt").write_text(site.authority.pem)
+    (tmp_path / "gateway.yaml").write_text(GATEWAY)
+    return site
+
+
+def of_gateway(directory: Path) -> Path:
+    """Its unit, as the command writes it."""
+    words = [
+        "systemd",
+        "install",
+        "--gateway",
+        "-c",
+        str(directory / "gateway.yaml"),
+        "--dir",
+        str(directory),
+    ]
+    assert CliRunner().invoke(zonegate, words).exit_code == 0
+    return directory / units.GATEWAY
+
+
+def test_a_gateways_unit_leaves_little_open(
+    end: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systemd, "_zonegate", lambda: PROGRAM)
+    path = of_gateway(tmp_path)
+    assert "@" not in re.sub(r"@(system-service|privileged|resources)", "", path.read_text())
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(path)], capture_output=True, text=True
+    )
+    assert [line for line in verified.stderr.splitlines() if units.GATEWAY in line] == []
+    words = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(path)]
+    overall = subprocess.check_output(words, text=True).splitlines()[-1]
+    found = re.search(r"level for zonegate-gateway.service: ([0-9.]+)", overall)
+    assert found and float(found[1]) <= 1.5, overall
+
+
+def test_a_gateway_works_under_its_unit(end: Site, tmp_path: Path) -> None:
+    """It proves itself, and connects where it may."""
+    unit = units.gateway_unit(PROGRAM, tmp_path / "gateway.yaml", tmp_path / "gateway.log", "root")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as there,
+        subprocess.Popen(
+            under(unit, frozenset(), "gateway", "-c", str(tmp_path / "gateway.yaml")),
+            stderr=subprocess.PIPE, text=True,
+        ) as process,
+    ):  # fmt: skip
+        try:
+            assert process.stderr is not None
+            said = process.stderr.readline()
+            port = re.search(r"listening on 127.0.0.1:([0-9]+)", said)
+            assert port, said + process.stderr.read()
+            context = ssl.create_default_context(cadata=end.authority.pem)
+            context.load_cert_chain(*end.client_files)
+            with (
+                socket.create_connection(("127.0.0.1", int(port[1])), 60) as plain,
+                context.wrap_socket(plain, server_hostname="gate.example") as client,
+            ):
+                client.sendall(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert client.recv(4096).startswith(b"HTTP/1.1 204 ")
+                place = b"127.0.0.1:%d" % there.getsockname()[1]
+                client.sendall(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (place, place))
+                assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+        finally:
+            process.kill()
