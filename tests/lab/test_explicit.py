@@ -26,14 +26,16 @@ from lab.world import World
 from proxy import certificates, passwords
 
 NAME = "intranet.corp.example"
-WEB, OPEN, SOCKS, RUNNERS = 3128, 3129, 1080, 3130
+WEB, OPEN, SOCKS, FREE, RUNNERS = 3128, 3129, 1080, 1081, 3130
 LOGIN = "alice:correct%20horse"
+BY_SOCKS = f"socks5h://{LOGIN}@127.0.0.1:{SOCKS}"
 PROXY, ASKING_NOBODY = f"http://{LOGIN}@127.0.0.1:{WEB}", f"http://127.0.0.1:{OPEN}"
 LISTEN = f"""
   web: {{kind: http, address: "127.0.0.1:{WEB}", zone: corporate, auth: {{passwords: people.passwd}}}}
   open: {{kind: http, address: "127.0.0.1:{OPEN}", zone: corporate, auth: none}}
   six: {{kind: http, address: "[::1]:{WEB}", zone: corporate, auth: none}}
   socks: {{kind: socks5, address: "127.0.0.1:{SOCKS}", zone: corporate, auth: {{passwords: people.passwd}}}}
+  free: {{kind: socks5, address: "127.0.0.1:{FREE}", zone: corporate, auth: none}}
   runners: {{kind: http, address: "127.0.0.1:{RUNNERS}", zone: corporate, auth: {{certificates: ca.crt}},
     certificate: proxy.crt, key: proxy.key}}
 """
@@ -46,6 +48,7 @@ RULES = (
 """
 )
 TOOLS = "curl wget git npm nc.openbsd ssh chromium apt-get"
+FILES = f"http://{NAME}/files"
 DEBIAN_PYTHON = "/usr/bin/python3"
 REQUESTS = "import requests, sys; print(requests.get(sys.argv[1], proxies={'http': sys.argv[2], 'https': \
 sys.argv[2]}, verify=sys.argv[3]).text.strip())"
@@ -120,16 +123,34 @@ def _debian(program: str, *arguments: str) -> tuple[str, ...]:
     return (DEBIAN_PYTHON, "-c", program.replace("{", "{{").replace("}", "}}"), *arguments)
 
 
+def _apt(proxy: str) -> tuple[str, ...]:
+    return ("sh", "-ec", f"""
+cd {{tmp}}; rm -rf apt; mkdir -p apt/lists/partial apt/cache/partial
+echo 'deb [trusted=yes] {FILES}/apt ./' > apt/sources
+o="-o Dir::Etc::sourcelist=$PWD/apt/sources -o Dir::Etc::sourceparts=/dev/null -o Dir::State=$PWD/apt
+-o Dir::State::lists=$PWD/apt/lists -o Dir::Cache=$PWD/apt/cache -o APT::Sandbox::User=root
+-o Acquire::Languages=none -o Acquire::http::Proxy={proxy}"
+apt-get -qq $o --allow-insecure-repositories update 2>&1
+apt-cache $o show hello | grep Version""")  # fmt: skip
+
+
+def _chromium(proxy: str) -> tuple[str, ...]:
+    return (
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        "--user-data-dir={tmp}/chromium", f"--proxy-server={proxy}", "--dump-dom", HTTP,
+    )  # fmt: skip
+
+
 CURL, HTTP, HTTPS = ("curl", "-sS", "-m", "60"), f"http://{NAME}/", f"https://{NAME}/"
 GIT = "https://git.corp.example/git/project.git"
-FILES = f"http://{NAME}/files"
 CLIENTS = (
     Client("curl, http", (*CURL, "-x", PROXY, HTTP), "the intranet"),
     Client("curl, https", (*CURL, "--cacert", "{ca}", "-x", PROXY, HTTPS), "the intranet"),
     Client("curl, two requests", (*CURL, "-x", PROXY, HTTP, HTTP), "the intranet\nthe intranet"),
     Client("curl, to an IPv6 site", (*CURL, "-x", PROXY, "http://six.corp.example/"), "the intranet"),
     Client("curl, by IPv6", (*CURL, "-x", f"http://[::1]:{WEB}", HTTP), "the intranet"),
-    Client("curl, SOCKS", (*CURL, "-x", f"socks5h://{LOGIN}@127.0.0.1:{SOCKS}", HTTP), "the intranet"),
+    Client("curl, SOCKS", (*CURL, "-x", BY_SOCKS, HTTP), "the intranet"),
+    Client("curl, SOCKS, https", (*CURL, "--cacert", "{ca}", "-x", BY_SOCKS, HTTPS), "the intranet"),
     Client(
         "curl, a client certificate",
         (*CURL, "--proxy-cacert", "{here}/ca.crt", "--proxy-cert", "{here}/device1.crt",
@@ -148,6 +169,11 @@ CLIENTS = (
         "ref: refs/heads/main\tHEAD",
     ),
     Client(
+        "git, SOCKS",
+        ("git", "-c", "http.sslCAInfo={ca}", "-c", f"http.proxy={BY_SOCKS}", "ls-remote", "--symref", GIT),
+        "ref: refs/heads/main\tHEAD",
+    ),
+    Client(
         "pip",
         (sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-cache-dir", "-d", "{tmp}/pip",
          "--disable-pip-version-check", "--isolated", "--proxy", PROXY, "--trusted-host", NAME, "-i",
@@ -160,28 +186,15 @@ CLIENTS = (
          "{tmp}/npm"),
         "1.0.0",
     ),
-    Client(
-        "apt",
-        ("sh", "-ec", f"""
-cd {{tmp}}; mkdir -p apt/lists/partial apt/cache/partial
-echo 'deb [trusted=yes] {FILES}/apt ./' > apt/sources
-o="-o Dir::Etc::sourcelist=$PWD/apt/sources -o Dir::Etc::sourceparts=/dev/null -o Dir::State=$PWD/apt
--o Dir::State::lists=$PWD/apt/lists -o Dir::Cache=$PWD/apt/cache -o APT::Sandbox::User=root
--o Acquire::Languages=none -o Acquire::http::Proxy={PROXY}"
-apt-get -qq $o --allow-insecure-repositories update 2>&1
-apt-cache $o show hello | grep Version"""),
-        "Version: 1.0",
-    ),
+    Client("apt", _apt(PROXY), "Version: 1.0"),
+    Client("apt, SOCKS", _apt(BY_SOCKS), "Version: 1.0"),
     Client("requests, http", _debian(REQUESTS, HTTP, PROXY, "{ca}"), "the intranet"),
     Client("requests, https", _debian(REQUESTS, HTTPS, PROXY, "{ca}"), "the intranet"),
     Client("httpx, http", _debian(HTTPX, HTTP, PROXY, "{ca}"), "the intranet"),
     Client("httpx, https", _debian(HTTPX, HTTPS, PROXY, "{ca}"), "the intranet"),
-    Client(
-        "Chromium",
-        ("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-         "--user-data-dir={tmp}/chromium", f"--proxy-server={ASKING_NOBODY}", "--dump-dom", HTTP),
-        "the intranet",
-    ),
+    Client("requests, SOCKS", _debian(REQUESTS, HTTPS, BY_SOCKS, "{ca}"), "the intranet"),
+    Client("Chromium", _chromium(ASKING_NOBODY), "the intranet"),
+    Client("Chromium, SOCKS", _chromium(f"socks5://127.0.0.1:{FREE}"), "the intranet"),
 )  # fmt: skip
 
 
@@ -193,9 +206,10 @@ def test_clients(gate: Gate, world: World, client: Client) -> None:
     assert not (seen := world.wire.seen()), f"left the device: {[str(frame) for frame in seen[:10]]}"
 
 
-def test_ssh(gate: Gate, world: World) -> None:
+@pytest.mark.parametrize(("kind", "port"), [("connect", OPEN), ("5", FREE)], ids=["http", "SOCKS"])
+def test_ssh(gate: Gate, world: World, kind: str, port: int) -> None:
     """ssh by a ProxyCommand: it enters by its key, and runs a command there."""
-    way = f"ProxyCommand=nc.openbsd -X connect -x 127.0.0.1:{OPEN} %h %p"
+    way = f"ProxyCommand=nc.openbsd -X {kind} -x 127.0.0.1:{port} %h %p"
     done = run(gate, *ssh(gate.directory, way), f"{SSH_LOGIN}@{SSH_NAME}", "echo entered")
     assert (done.code, done.out) == (0, "entered\n"), done
     end = gate.record("end", lambda row: row["name"] == SSH_NAME)
