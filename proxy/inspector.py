@@ -30,7 +30,7 @@ from proxy.sealed import run
 from proxy.visitor import Visitor
 from proxy.worker import Worker, utc_now
 
-MEMORY_BYTES = 1 << 30
+MEMORY_BYTES, RESIDENT_BYTES, MEMORY_LOOK_S = 1 << 30, 768 << 20, 0.1
 TO_INSPECTOR = (*TO_WORKER, Prepare, TakeFrom)
 type ToInspector = ToWorker | Prepare | TakeFrom
 
@@ -49,6 +49,7 @@ class Inspector(Worker):
         self._tls: TlsSides | None = None
         self._http2 = False
         self._flows: dict[asyncio.Task[None], tuple[InspectedConnection, str]] = {}
+        self._start(self._stay_small())
 
     def _hear(self, message: ToInspector, fds: list[int]) -> None:
         match message:
@@ -66,6 +67,18 @@ class Inspector(Worker):
         self._http2 = message.http2
         if before is not None and not before.roots <= self._tls.roots:
             self._cut_where(lambda _: True, "a root of trust was taken away")
+
+    async def _stay_small(self) -> None:
+        """Cut every flow and end when it has grown too large, before memory runs out and anything may fail.
+
+        Whatever goes wrong in here ends it as well. An inspector that cannot do even that falls silent.
+        """
+        try:
+            while resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < RESIDENT_BYTES:
+                await asyncio.sleep(MEMORY_LOOK_S)
+        finally:
+            self._cut_where(lambda _: True, "the inspector needed too much memory")
+            self._link.close()
 
     # -- flows -------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from lab import kernel
-from lab.conftest import AS_ROOT, WITHOUT, Watch
+from lab.conftest import AS_ROOT, WITHOUT, NewGate, Watch
 from lab.gate import LAB_RULES, PROGRAMS, Gate, Settings, python, remove
 from lab.kernel import Place
 from lab.world import INTRANET, Host, World
@@ -269,6 +269,23 @@ def test_an_inspector_that_is_lost(gate: Gate, how: signal.Signals) -> None:
     assert "ConnectionResetError" in bubble.says("after")
     good = kernel.until("another one serves", lambda: curl(gate, f"https://{NAME}/").endswith("intranet\n"))
     assert good and inspector(gate) != first
+
+
+@AS_ROOT
+def test_an_inspector_that_needs_too_much_memory(new_gate: NewGate) -> None:
+    """Hostile requests fill it: it ends and its flows with it, others live on, and another one comes."""
+    gate = new_gate("little-memory", inspects=True, guards=GUARDS).attested()
+    assert curl(gate, f"https://{NAME}/").endswith("the intranet\n")
+    first = inspector(gate)
+    done = gate.python("bombs", NAME, "80", limit_s=120)
+    assert done.out.startswith("beside hello\nended 80") and done.out.endswith("beside hello\n"), done
+    kernel.until("it has ended", lambda: not kernel.is_alive(first), 60)
+    good = kernel.until(
+        "another one serves", lambda: curl(gate, f"https://{NAME}/").endswith("intranet\n"), 60
+    )
+    assert good and inspector(gate) != first
+    rows = [row for row in gate.records() if row["record"] == "verdict" and row["request"] == "DELETE /bomb"]
+    assert rows and {row["verdict"] for row in rows} == {"block"}
 
 
 @AS_ROOT

@@ -199,7 +199,13 @@ t.parse_head = lambda head: parse_head(head, 1 << 30)
     "held-bytes": "import proxy.inspection.connection as c; c.HELD_BYTES = 1 << 60",
     "scans": "import proxy.inspection.judging as j; j.scanning_of = lambda *a: None",
 }
-ATTACKS: Mapping[str, Mapping[str, str]] = {"aim": {"worker": _AIM}, "ask-names": {"worker": _ASK_NAMES}}
+# An inspector that has grown too large after some dozens of hostile connections, not after a thousand.
+_LITTLE_MEMORY = "import proxy.inspector as i; i.RESIDENT_BYTES = 128 << 20"
+ATTACKS: Mapping[str, Mapping[str, str]] = {
+    "aim": {"worker": _AIM},
+    "ask-names": {"worker": _ASK_NAMES},
+    "little-memory": {"inspector": _LITTLE_MEMORY},
+}
 
 # name -> (module -> code run in that process before its main). "cli" is the command itself.
 WEAKENINGS: Mapping[str, Mapping[str, str]] = {
