@@ -6,6 +6,7 @@ holds every tunnel down. Ends no tunnel itself.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -15,12 +16,13 @@ FILE = "held.json"
 
 
 class Held:
-    """The tunnels that are held down, and the words for it."""
+    """The tunnels that are held down, and the words for it. Whoever writes it down holds `changing`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._unreadable = ""
         self._words: dict[str, str] = {}
+        self.changing = asyncio.Lock()
         try:
             found = json.loads(path.read_bytes())
             self._words = {str(name): str(words) for name, words in found.items()}

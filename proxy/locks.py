@@ -73,7 +73,12 @@ class Locks:
     async def remove(self, gone: Collection[Lock]) -> None:
         """Open again, on disk first; OSError, and then they stay in force."""
         left = tuple(lock for lock in self.in_force if lock not in gone)
-        await asyncio.to_thread(write_json, self._path, [asdict(lock) for lock in left])
+        try:
+            await asyncio.to_thread(write_json, self._path, [asdict(lock) for lock in left])
+        except OSError:
+            with contextlib.suppress(OSError):
+                await self.save()  # it may be replaced and not synced: a restart would open it
+            raise
         self.in_force = left
 
 

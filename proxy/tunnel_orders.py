@@ -43,16 +43,21 @@ async def carry_out(daemon: Daemon, what: str, parameters: Mapping[str, Any], us
         cure = did_you_mean(str(name), daemon.keepers) or f"; there are {', '.join(daemon.keepers)}"
         raise OrderRefused(f'"{str(name)[:40]}" is not a tunnel of this site{cure}')
     keeper, trouble = daemon.keepers[name], ""
+    words = f"held down by {user.login} at {rfc3339(datetime.now(UTC))}; zonegate tunnel up {name}"
+    if what == "tunnel-down":
+        daemon.held.down(name, words)
+        keeper.hold_down(words)
     try:
-        if what == "tunnel-down":
-            words = f"held down by {user.login} at {rfc3339(datetime.now(UTC))}; zonegate tunnel up {name}"
-            daemon.held.down(name, words)
-            keeper.hold_down(words)
-            await asyncio.to_thread(daemon.held.save)
-        else:
-            others = tuple(other for other in daemon.keepers if other != name)
-            await asyncio.to_thread(daemon.held.up, name, others)
-            keeper.let_go()
+        async with daemon.held.changing:
+            if what == "tunnel-down":
+                if daemon.held.over(name) != words:  # an order before this one has let it go meanwhile
+                    daemon.held.down(name, words)
+                    keeper.hold_down(words)
+                await asyncio.to_thread(daemon.held.save)
+            else:
+                others = tuple(other for other in daemon.keepers if other != name)
+                await asyncio.to_thread(daemon.held.up, name, others)
+                keeper.let_go()
     except OSError as error:
         trouble = f"it does not outlive the daemon: {error.strerror or error}"
         if what == "tunnel-up":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from proxy import held
 from proxy.held import Held
 from proxy.orders import OrderRefused
 from proxy.reception import User
@@ -31,10 +33,10 @@ def test_what_is_held_outlives_the_daemon(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'"hq"', b"\xff"])
 def test_a_file_that_cannot_be_read_holds_everything(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "held.json").write_bytes(content)
-    held = Held(tmp_path / "held.json")
-    assert "cannot be read" in held.over("hq") and "cannot be read" in held.over("backup")
-    held.up("hq", ("backup",))
-    assert held.over("hq") == "" and "cannot be read" in held.over("backup")
+    there = Held(tmp_path / "held.json")
+    assert "cannot be read" in there.over("hq") and "cannot be read" in there.over("backup")
+    there.up("hq", ("backup",))
+    assert there.over("hq") == "" and "cannot be read" in there.over("backup")
 
 
 class Kept:
@@ -94,3 +96,34 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     assert daemon.kept.told[0].startswith("held down")
     assert "stays held down" in do(daemon, "tunnel-up")["trouble"]
     assert daemon.kept.told[1:] == [] and daemon.held.over("hq")
+
+
+@pytest.mark.parametrize("other", ["hq", "backup"])
+def test_a_tunnel_that_is_taken_down_while_one_goes_up_stays_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.keepers["backup"] = backup = Kept()
+    do(daemon, "tunnel-down")
+    writing, go_on, write = threading.Event(), threading.Event(), held.write_json
+
+    def slow(path: Path, value: object) -> None:
+        writing.set()
+        assert go_on.wait(60)
+        write(path, value)
+
+    async def main() -> None:
+        monkeypatch.setattr(held, "write_json", slow)
+        up = asyncio.create_task(carry_out(daemon, "tunnel-up", {"tunnel": "hq"}, OWNER))
+        while not writing.is_set():
+            await asyncio.sleep(0.001)
+        down = asyncio.create_task(carry_out(daemon, "tunnel-down", {"tunnel": other}, OWNER))
+        while not (kept.told[-1:] and kept.told[-1].startswith("held down")):
+            await asyncio.sleep(0.001)
+        go_on.set()
+        assert not (await up)["trouble"] and not (await down)["trouble"]
+
+    kept = backup if other == "backup" else daemon.kept
+    asyncio.run(main())
+    assert daemon.held.over(other) and Held(tmp_path / "held.json").over(other)
+    assert kept.told[-1].startswith("held down")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,23 @@ def test_what_cannot_be_written_stays_as_it_is(path: Path) -> None:
     with pytest.raises(OSError):
         asyncio.run(there.remove(there.in_force))
     assert there.over("corporate", 1000), "what could not be opened on the disk is not open"
+
+
+def test_what_stays_locked_stays_so_after_a_restart(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the shorter list is in place already, and only that it lasts cannot be had."""
+    there = Locks(path, "now")
+    there.add(lock())
+    asyncio.run(there.save())
+    sync, failed = os.fsync, list[int]()
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode) and not failed:
+            failed.append(fd)
+            raise OSError(5, "Input/output error")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output"):
+        asyncio.run(there.remove([lock()]))
+    assert failed and there.in_force == (lock(),)
+    assert Locks(path, "now").in_force == (lock(),)
