@@ -85,14 +85,27 @@ def test_a_thousand_bubbles_fit_a_screen_and_are_counted() -> None:
     ]
 
 
-def test_ten_thousand_flows_are_summed_up_for_people() -> None:
+def table(width: int, count: int, most: int | None) -> list[str]:
+    """Flows, as a terminal of so many columns shows them."""
     row = {
         "user": "ana", "zone": "corporate", "destination": "a.example:443", "tunnel": "hq", "protocol": "tls",
         "age_s": 10.0, "bytes_up": 0, "bytes_down": 1024, "because": "rule any",
     }  # fmt: skip
-    rows = [{**row, "id": f"f{number}"} for number in range(10_000)]
-    console = Console(record=True, width=100, file=StringIO())
-    console.print(flows.shown(rows, {}, 100, flows.MOST_SHOWN))
-    lines = console.export_text().splitlines()
+    rows = [{**row, "id": f"f{number}"} for number in range(count)]
+    console = Console(record=True, width=width, file=StringIO())
+    console.print(flows.shown(rows, {}, width, most))
+    return console.export_text().splitlines()
+
+
+def test_ten_thousand_flows_are_summed_up_for_people() -> None:
+    lines = table(100, 10_000, flows.MOST_SHOWN)
     assert len(lines) < flows.MOST_SHOWN + 5
     assert "10000 flows" in lines[-1] and "9800 slower ones are not shown" in lines[-1]
+
+
+def test_a_narrow_terminal_shows_reasons_too() -> None:
+    heading, flow, reason, summary = table(80, 1, 10)
+    assert "why" not in heading and "a.example:443" in flow and reason.strip() == "rule any"
+    assert flow.index("a.example") == reason.index("rule any") and summary.startswith("1 flow")
+    assert len(table(80, 100, 10)) == 1 + 10 + 1, "no more lines than there is room for"
+    assert table(100, 1, 10)[1].rstrip().endswith("rule any")

@@ -21,6 +21,7 @@ from proxy.cli.ask import ask_pages
 EVERY_S = 1.0
 PIPED_WIDTH = 160
 MOST_SHOWN = 200  # to people; a pipe has all
+WIDE = 100  # columns in which a table has room for reasons beside the rest
 OTHER_LINES = 3  # the heading, the summary and the cursor's own
 
 type Row = dict[str, Any]
@@ -111,8 +112,10 @@ def shown(rows: Sequence[Row], rates: Mapping[str, float], width: int, most: int
     table.add_column("by", no_wrap=True)
     for heading in ("age", "up", "down", "rate"):
         table.add_column(heading, no_wrap=True, justify="right")
-    if width >= 100:
+    if width >= WIDE:
         table.add_column("why", no_wrap=True, overflow="ellipsis", ratio=2, style="dim")
+    elif most is not None:
+        most = max(1, most // 2)  # each has its reason in a line below
     for row in ordered[:most]:
         cells = [
             row["id"],
@@ -125,7 +128,10 @@ def shown(rows: Sequence[Row], rates: Mapping[str, float], width: int, most: int
             amounts.rate(speed[row["id"]]),
             row["because"],
         ]
-        table.add_row(*(Text(cell) for cell in cells[: len(table.columns)]))
+        texts = [Text(cell) for cell in cells]
+        if width < WIDE:
+            texts[2].append_text(Text(f"\n{texts.pop()}", "not bold dim"))
+        table.add_row(*texts)
     return Group(table, _summary(rows, speed, most)) if rows else Group(Text("no flow is open"))
 
 
