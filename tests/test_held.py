@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy import held
+from proxy import held, locks
 from proxy.held import Held
 from proxy.orders import OrderRefused
 from proxy.reception import User
@@ -105,7 +105,7 @@ def test_a_tunnel_that_is_taken_down_while_one_goes_up_stays_down(
     daemon = Daemon(tmp_path)
     daemon.keepers["backup"] = backup = Kept()
     do(daemon, "tunnel-down")
-    writing, go_on, write = threading.Event(), threading.Event(), held.write_json
+    writing, go_on, write = threading.Event(), threading.Event(), locks.write_json
 
     def slow(path: Path, value: object) -> None:
         writing.set()

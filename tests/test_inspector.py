@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from loopback import pair, runner
 
-from proxy import ipc
+from proxy import inspector, ipc
 from proxy.certificates import Issued, make_authority
 from proxy.inspector import TO_INSPECTOR, Inspector
 from proxy.link import Link
@@ -47,11 +47,17 @@ CA, ONE, TWO = (make_authority(name, now=NOW) for name in ("inspection", "one", 
 run = runner("uvloop")
 
 
+@pytest.fixture(autouse=True)
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process has needed, with the tests before, is not the inspector's."""
+    monkeypatch.setattr(inspector, "RESIDENT_BYTES", 1 << 40)
+
+
 class World:
     """The two that speak to an inspector: its supervisor and its worker."""
 
-    def __init__(self, inspector: Inspector, supervisor: Link[FromWorker]) -> None:
-        self.inspector, self.supervisor = inspector, supervisor
+    def __init__(self, there: Inspector, supervisor: Link[FromWorker]) -> None:
+        self.inspector, self.supervisor = there, supervisor
         ours, theirs = ipc.pair()
         supervisor.send(TakeFrom(), [theirs.fileno()])
         theirs.close()
@@ -88,9 +94,9 @@ def given(directory: Path) -> list[int]:
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     ours, theirs = ipc.pair()
     heard: Sequence[type[Any]] = TO_INSPECTOR
-    inspector = Inspector(Link(theirs, heard), CONFIGURE, given(tmp_path))
-    working = asyncio.create_task(inspector.work())
-    made = World(inspector, Link(ours, FROM_WORKER))
+    there = Inspector(Link(theirs, heard), CONFIGURE, given(tmp_path))
+    working = asyncio.create_task(there.work())
+    made = World(there, Link(ours, FROM_WORKER))
     made.prepare(ONE, TWO)
     try:
         yield made
