@@ -22,17 +22,20 @@ pyproject.toml, and this is what it is about):
     hand, asking                           what is done to flows by hand; what a worker asks its supervisor
     replies, resolver, resolving           names behind a packet tunnel, and judged addresses
     wireguard_config, wg_quick             a WireGuard tunnel in a site file, and out of a wg-quick file
+    site_insertion                         a tunnel put into the text of a site file
     tunnels/, renewal, expiry              a holder's evidence, judged; their certificates, kept new
     held, tunnel_orders                    what is held down by hand
     ip_packets, datagrams, exchange, quic  UDP: packets of our own, the table, the carrier, QUIC's names
     visitor, hearing, recording            whose flow it is, the gate's answer to it, what is written down
-    datagram_passage, captured_datagrams   the way of one exchange; a bubble's datagrams
+    datagram_passage, exchanges            the way of one exchange; those of a bubble or a client
+    captured_datagrams                     a bubble's datagrams
     passage, captured, explicit/           the way of one flow; a bubble's ingress; HTTP proxy and SOCKS5
     listeners, passwords, private          explicit listeners as bound; files of logins; keys as files
     quotas, purse, quota_service           how much may still go: the accounts, the portions of a worker
     trust                                  what makes a bubble's programs trust the inspection CA
     bubble, inner, run                     a program's sandbox, and the processes beside it
     dialling, holder, door                 the small processes
+    datagram_holder, associating           the sockets of SOCKS5 clients' datagrams, and who starts it
     wireguard, packet_holder               a packet tunnel's two holders; what they use: its namespace,
                                            wireguard_device, shuttle, probing
     posts, doors, crew                     what a worker serves, its bubbles' ears, the worker itself

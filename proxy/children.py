@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from asyncio.subprocess import Process
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from proxy import ipc, sandbox, syscalls
 
@@ -50,14 +50,34 @@ async def start_module(module: str, theirs: socket.socket, *fds: int, words: Seq
 async def start_sealed(module: str, theirs: socket.socket, *, structural: bool) -> Process:
     """Start `proxy.MODULE` sealed; without structural enforcement, as it is."""
     command = sandbox.python_command(module, str(theirs.fileno()))
-    filter_fd = ipc.memory_file("seccomp", syscalls.worker_filter())
+    return await _start_filtered(
+        command, theirs, syscalls.worker_filter(), sandbox.sealed if structural else None
+    )
+
+
+async def _start_filtered(
+    command: list[str],
+    theirs: socket.socket,
+    program: bytes,
+    seal: Callable[[list[str], int], list[str]] | None,
+) -> Process:
+    """Start a process with its link, in a sandbox with a seccomp program where there is one."""
+    filter_fd = ipc.memory_file("seccomp", program)
     try:
-        if structural:
-            command = sandbox.sealed(command, filter_fd)
+        if seal is not None:
+            command = seal(command, filter_fd)
         return await start(command, [theirs.fileno(), filter_fd])
     finally:
         ipc.close_all([filter_fd])
         theirs.close()
+
+
+async def start_datagram_holder(theirs: socket.socket, *, structural: bool) -> Process:
+    """Start `proxy.datagram_holder` sealed in the network of the host; else, as it is."""
+    command = sandbox.python_command("datagram_holder", str(theirs.fileno()), bare=True)
+    return await _start_filtered(
+        command, theirs, syscalls.datagram_holder_filter(), sandbox.sealed_in_network if structural else None
+    )
 
 
 async def end(process: Process) -> None:

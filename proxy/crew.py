@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import os
 from asyncio.subprocess import Process
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 
-from proxy import children, ipc
+from proxy import associating, children, ipc
 from proxy.answers import Answers
 from proxy.audit import AuditUnwritable
+from proxy.config import ListenerKind
 from proxy.doors import open_ears
 from proxy.flow import TunnelState
 from proxy.link import Link
 from proxy.messages.worker import (
     FROM_WORKER,
+    AssociationDoor,
     BubbleGone,
     Configure,
     Done,
@@ -196,6 +198,18 @@ class Worker:
             if self._link is not None:
                 self._link.send(message, fds)
             ipc.close_all(fds[1:])
+
+    def datagram_holders(self) -> list[Coroutine[None, None, None]]:
+        """What has a datagram holder beside each SOCKS5 listener, where datagrams can be carried at all."""
+
+        def give(listener: str, fd: int) -> None:
+            self._send(AssociationDoor(listener), [fd])
+
+        return [
+            associating.hold(ear.listener, give, structural=self._structural)
+            for ear in self.post.ears
+            if ear.listener.kind is ListenerKind.SOCKS5 and self._carries_datagrams
+        ]
 
     async def serve(self, bubble: Bubble) -> None:
         """Open the ears of a bubble and give them to the worker, once; CrewError if that fails."""

@@ -66,6 +66,10 @@ class DatagramPassage:
         if refusal is not None:
             exchange.refuse()
 
+    def refusal(self, flow: Flow) -> Refusal | None:
+        """Why nothing of whoever's flow this is would be carried now, wherever to; None where it may be."""
+        return self._gate.refuses_all(flow, self._egresses) if self._egresses else NO_TUNNEL
+
     def refuse(self, exchange: Exchange, flow: Flow, refusal: Refusal, visitor: Visitor) -> None:
         """Record and show a refusal that was known before the gate was asked."""
         flow = replace(flow, transport=Protocol.UDP, protocol=Protocol.UDP)

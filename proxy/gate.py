@@ -6,7 +6,7 @@ them. Fails closed: whatever raises in here refuses. Touches no socket.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -32,6 +32,7 @@ from proxy.policy import Policy
 from proxy.policy.evaluate import Decision, furthest
 
 INSPECTED = (Protocol.HTTP, Protocol.HTTPS)
+NOTHING_GRANTED = "nothing-granted"
 LOCK_CURE = "who locked it can open it: zonegate unlock"
 TUNNEL_CURE = "see `zonegate status`; it opens by itself when the tunnel is back"
 
@@ -147,6 +148,21 @@ class Gate:
     def _looks(self, flow: Flow, judgement: Judgement) -> bool:
         """Whether it may have to be inspected, once its protocol and its address are known."""
         return self._inspects and bool(judgement.waits_for - {"address"} or self.policy.scan(flow))
+
+    def refuses_all(self, flow: Flow, through: Collection[str]) -> Refusal | None:
+        """Why no flow of this user and protocol may go now, whatever its destination, through any of these
+        tunnels; None where one may have to be judged."""
+        try:
+            if self.locked:
+                return gate_refusal("locked", self.locked, LOCK_CURE)
+            if not self.policy.may_grant(flow):
+                return gate_refusal(NOTHING_GRANTED, f"no rule grants {flow.protocol} to {flow.user}")
+            among = [egress for egress in self._egresses if egress.name in through]
+            if any(egress.leased for egress in among):
+                return None
+            return self._not_up(Because(Origin.GATE, "tunnel"), among[0].name)
+        except Exception as error:
+            return gate_refusal("fault", f"the gate failed to judge it ({type(error).__name__})")
 
     def _not_up(self, because: Because, tunnel: str) -> Refusal:
         egress = next((egress for egress in self._egresses if egress.name == tunnel), None)

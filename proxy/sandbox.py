@@ -128,6 +128,11 @@ def sealed(command: list[str], seccomp_fd: int) -> list[str]:
     return [*arguments, "--seccomp", str(seccomp_fd), "--", *command]
 
 
+def sealed_in_network(command: list[str], seccomp_fd: int) -> list[str]:
+    """The same in the network of the host, where its filter has to keep it from everything else."""
+    return [word for word in sealed(command, seccomp_fd) if word != "--unshare-net"]
+
+
 def machine() -> str:
     """What is said of this machine in a bug report."""
     return f"{platform.system()} {platform.release()} {platform.machine()}"

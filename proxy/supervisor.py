@@ -323,7 +323,7 @@ class Supervisor:
         worker.listen_explicitly()
         self._ready[key].set()
         again = [self._serve_again(worker, bubble) for bubble in worker.post.bubbles.values()]
-        tasks = [asyncio.create_task(one) for one in again]
+        tasks = [asyncio.create_task(one) for one in (*again, *worker.datagram_holders())]
         try:
             await worker.hear()
         finally:

@@ -19,8 +19,9 @@ import pyseccomp as seccomp
 # AF_ALG, AF_XDP ...) is no way of reaching a corporate service, and some are ways around a gate.
 BUBBLE_FAMILIES = frozenset({1, 2, 10, 16})  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
 _AF_UNIX = 1
+_IP_FAMILIES = (2, 10)
 _FAMILIES_KNOWN = 64
-_SOCK_RAW, _SOCK_PACKET, _SOCK_TYPE_MASK = 3, 10, 0xF
+_SOCK_DGRAM, _SOCK_RAW, _SOCK_PACKET, _SOCK_TYPE_MASK = 2, 3, 10, 0xF
 _MSG_FASTOPEN = 0x20000000  # sendmsg(2) with it is a connect in disguise
 # The socket options that a worker sets: SOL_SOCKET with SO_LINGER, IPPROTO_TCP with TCP_NODELAY. Others aim:
 # SO_BINDTODEVICE sends a connected socket's packets to whoever answers on another link, a source route
@@ -55,12 +56,40 @@ def worker_filter() -> bytes:
     for name, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
         has_fastopen = seccomp.Arg(flags, seccomp.MASKED_EQ, _MSG_FASTOPEN, _MSG_FASTOPEN)
         rules.add_rule(seccomp.ERRNO(errno.EPERM), name, has_fastopen)
+    _forbid_namespaces(rules)
+    _allow_options(rules, _WORKER_OPTIONS)
+    return _program(rules)
+
+
+def datagram_holder_filter() -> bytes:
+    """The seccomp program of a datagram holder: a worker's, but that it makes and binds sockets of UDP."""
+    rules = _common()
+    refuse = seccomp.ERRNO(errno.EPERM)
+    for name in _WORKER_NEVER:
+        if name not in ("socket", "bind"):
+            rules.add_rule(refuse, name)
+    for family in range(_FAMILIES_KNOWN):
+        if family not in _IP_FAMILIES:
+            rules.add_rule(refuse, "socket", seccomp.Arg(0, seccomp.EQ, family))
+    rules.add_rule(refuse, "socket", seccomp.Arg(0, seccomp.GE, _FAMILIES_KNOWN))
+    for kind in range(_SOCK_TYPE_MASK + 1):
+        if kind != _SOCK_DGRAM:
+            of_kind = seccomp.Arg(1, seccomp.MASKED_EQ, _SOCK_TYPE_MASK, kind)
+            rules.add_rule(refuse, "socket", of_kind)
+    rules.add_rule(
+        refuse, "socket", seccomp.Arg(2, seccomp.NE, 0)
+    )  # a socket of ICMP is one of datagrams too
+    rules.add_rule(refuse, "socketpair", seccomp.Arg(0, seccomp.NE, _AF_UNIX))
+    _forbid_namespaces(rules)
+    _allow_options(rules, ())
+    return _program(rules)
+
+
+def _forbid_namespaces(rules: seccomp.SyscallFilter) -> None:
     for flag in _NEW_NAMESPACES:
         rules.add_rule(seccomp.ERRNO(errno.EPERM), "clone", seccomp.Arg(0, seccomp.MASKED_EQ, flag, flag))
     # Its flags lie in memory, where no filter looks; the C library then takes clone instead.
     rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
-    _allow_options(rules, _WORKER_OPTIONS)
-    return _program(rules)
 
 
 def _allow_options(rules: seccomp.SyscallFilter, allowed: Sequence[tuple[int, int]]) -> None:
@@ -89,7 +118,7 @@ def bubble_filter() -> bytes:
             rules.add_rule(refuse, "socket", seccomp.Arg(0, seccomp.EQ, family))
     rules.add_rule(refuse, "socket", seccomp.Arg(0, seccomp.GE, _FAMILIES_KNOWN))
     rules.add_rule(refuse, "socketpair", seccomp.Arg(0, seccomp.NE, _AF_UNIX))
-    for family in (2, 10):
+    for family in _IP_FAMILIES:
         for kind in (_SOCK_RAW, _SOCK_PACKET):
             of_family = seccomp.Arg(0, seccomp.EQ, family)
             of_kind = seccomp.Arg(1, seccomp.MASKED_EQ, _SOCK_TYPE_MASK, kind)

@@ -18,7 +18,7 @@ _DROPPED: Mapping[str, str] = {
     "listenport": "a port is taken that is free",
     "fwmark": "no rule of the host needs it",
     "table": "routes are made in the tunnel's own namespace",
-    "saveconfig": "the site file is never written",
+    "saveconfig": "nothing is ever written back",
 }
 _INTERFACE = ("privatekey", "address", "dns", "mtu", *_DROPPED)
 _PEER = ("publickey", "presharedkey", "allowedips", "endpoint", "persistentkeepalive")
@@ -43,7 +43,7 @@ class Imported:
     keepalive: str
     notes: tuple[str, ...]
 
-    def snippet(self, name: str, private_key: str, preshared_key: str) -> str:
+    def snippet(self, name: str, private_key: str, preshared_key: str, probe: str = "") -> str:
         """The tunnel's entry for a site file, below `tunnels:`; the keys are in the files named here."""
         rows = {
             "kind": "wireguard",
@@ -56,9 +56,10 @@ class Imported:
             "dns": json.dumps(self.dns) if self.dns else "",
             "mtu": self.mtu,
             "keepalive": self.keepalive,
+            "probe": probe,
         }
         lines = [f"    {key}: {value}\n" for key, value in rows.items() if value]
-        if not self.dns:
+        if not self.dns and not probe:
             lines.append("    probe: icmp ADDRESS    # an address behind the peer that answers\n")
         return f"  {name}:\n" + "".join(lines)
 

@@ -25,6 +25,7 @@ from proxy.audit import Segment, Tally
 from proxy.captured import Captured
 from proxy.channel.plain import Backlog
 from proxy.datagram_passage import DatagramPassage
+from proxy.explicit.associations import Associations
 from proxy.explicit.listener import Explicit, server_side
 from proxy.explicit.logins import Failures, Login, Logins
 from proxy.explicit.web import House
@@ -39,6 +40,7 @@ from proxy.messages.inspection import InspectorDoor, NoInspector
 from proxy.messages.worker import (
     TO_WORKER,
     AddressAnswer,
+    AssociationDoor,
     BubbleGone,
     Configure,
     Cut,
@@ -114,6 +116,7 @@ class Worker:
         self._rejudging = Rejudging(self._gate, self._table, utc_now, link.send, self._start)
         self._bubbles: dict[str, Captured] = {}
         self._explicit: dict[str, Explicit] = {}
+        self._associations: dict[str, Associations] = {}
         self._failures = Failures(time.monotonic)
 
     async def work(self) -> None:
@@ -144,6 +147,10 @@ class Worker:
                 self._listen(message, fds)
             case ListenExplicit():
                 self._listen_explicit(message, fds)
+            case AssociationDoor():
+                associations = self._associations[message.listener]
+                associations.connect_holder(socket.socket(fileno=fds[0]))
+                self._start(associations.hear_holder())
             case BubbleGone():
                 self._forget(message.bubble)
             case Door():
@@ -203,14 +210,18 @@ class Worker:
             self._table.cut(before.has, "its listener was set up anew")
             before.close()
         logins = Logins(self._configure.zone, ipc.read_file(fds[1]), self._failures)
-        house = House(message.name, message.auth, logins, self._passage, self._new_flow_of)
+        most = max(1, self._most * 3 // 4)  # what one address leaves to the others
+        associations = self._associations.setdefault(
+            message.name, Associations(self._datagrams, most, self._has_room)
+        )
+        house = House(message.name, message.auth, logins, self._passage, self._new_flow_of, associations)
         self._explicit[message.name] = Explicit(
             message.kind,
             socket.socket(fileno=fds[0]),
             house,
             None if len(fds) == 2 else server_side(*map(ipc.read_file, fds[2:])),
             self._backlog,
-            max(1, self._most * 3 // 4),  # what one address leaves to the others
+            most,
             self._has_room,
         )
 

@@ -22,7 +22,9 @@ from leased import Clock, unconnected
 from proxy.audit import Tally
 from proxy.channel.head import BadHead, parse_head
 from proxy.channel.plain import PlainChannel
+from proxy.datagram_passage import DatagramPassage
 from proxy.explicit import socks, web
+from proxy.explicit.associations import Associations
 from proxy.explicit.logins import Failures, Login, Logins
 from proxy.explicit.requests import BadRequest, parse_request
 from proxy.explicit.web import Guest, House
@@ -125,9 +127,11 @@ async def _conversation(data: bytes, kind: str, asks: bool) -> None:
     egress.renew(LEASED.lease())
     numbers = map(str, itertools.count())
     table = FlowTable(10)
-    passage = Passage(Gate(_policy(), (egress,)), table, Tally(), lambda: NOW, lambda: next(numbers))
+    gate = Gate(_policy(), (egress,))
+    passage = Passage(gate, table, Tally(), lambda: NOW, lambda: next(numbers))
     logins = Logins("z", json.dumps(PEOPLE).encode(), Failures(lambda: 0.0))
-    house = House("fuzz", "passwords" if asks else "none", logins, passage, _new_flow)
+    associations = Associations(DatagramPassage(passage, gate, table, (egress,)), 10, lambda: True)
+    house = House("fuzz", "passwords" if asks else "none", logins, passage, _new_flow, associations)
     near, far = socket.socketpair()
     with far:
         far.sendall(data)

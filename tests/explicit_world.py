@@ -23,6 +23,8 @@ from loopback import Site
 from proxy import passwords
 from proxy.audit import EndRecord, Record, Segment, VerdictRecord, decode
 from proxy.channel import Backlog, Channel
+from proxy.datagram_passage import DatagramPassage
+from proxy.explicit.associations import Associations
 from proxy.explicit.listener import Explicit, server_side
 from proxy.explicit.logins import Failures, Login, Logins
 from proxy.explicit.web import House
@@ -81,7 +83,9 @@ class Explicitly:
         self.address: tuple[str, int] = self.sock.getsockname()
         auth = more.pop("auth", "none")
         context = server_side(*more.pop("tls")) if "tls" in more else None
-        house = House("proxy", auth, self.logins, self.passage, self._new_flow)
+        datagrams = DatagramPassage(self.passage, self.gate, self.table, (tunnel.egress,))
+        associations = Associations(datagrams, 100, lambda: True)
+        house = House("proxy", auth, self.logins, self.passage, self._new_flow, associations)
         most = more.pop("most", 100)
         room: Callable[[], bool] = more.pop("room", lambda: True)
         kind = more.pop("kind", "http")

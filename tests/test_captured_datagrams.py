@@ -21,7 +21,7 @@ from own_namespaces import Zone, zone
 from packet_end import Far, packet_tunnel
 from quic_client import first_flight
 
-from proxy import captured_datagrams, doors, namespaces, posts
+from proxy import captured_datagrams, doors, exchanges, namespaces, posts
 from proxy.allocator import Allocator, Synthetic
 from proxy.audit import EndRecord, Record, Segment, VerdictRecord, decode
 from proxy.captured import Captured
@@ -290,7 +290,7 @@ def test_a_second_connection_between_the_same_ends_does_not_pass(
         assert await task == [good.upper()]
         exchanges = at.captured._exchanges
         assert exchanges is not None
-        (exchange,) = exchanges._table.all()
+        ((_, exchange),) = exchanges._exchanges._table.all()
         exchange.from_client(other)
         exchange.from_client(b"short")
         while b"short" not in at.echo.heard:
@@ -307,7 +307,7 @@ def test_what_began_otherwise_goes_on_as_no_quic(run: Run, there: Zone, tmp_path
         assert await at.ask(at.named("time.example"), 123, b"junk") == [b"JUNK"]
         exchanges = at.captured._exchanges
         assert exchanges is not None
-        (exchange,) = exchanges._table.all()
+        ((_, exchange),) = exchanges._exchanges._table.all()
         exchange.from_client(first_flight("other.example")[0])
         exchange.from_client(b"short")
         while b"short" not in at.echo.heard:
@@ -428,16 +428,17 @@ def test_the_oldest_gives_way_and_nothing_is_left_open(
 def test_what_is_silent_too_long_ends(
     run: Run, there: Zone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(captured_datagrams, "LOOK_S", 0.01)
+    monkeypatch.setattr(exchanges, "LOOK_S", 0.01)
 
     async def scene(at: World) -> None:
-        exchanges = at.captured._exchanges
-        assert exchanges is not None
+        datagrams = at.captured._exchanges
+        assert datagrams is not None
         assert await at.ask("10.8.0.9", 123, b"a") == [b"A"]
-        idle_s, exchanges._table._idle_s = exchanges._table._idle_s, 0.01
+        table = datagrams._exchanges._table
+        idle_s, table._idle_s = table._idle_s, 0.01
         while len(at.table):
             await asyncio.sleep(0.01)
-        exchanges._table._idle_s = idle_s
+        table._idle_s = idle_s
         assert await at.ask("10.8.0.9", 123, b"a") == [b"A"]
 
     play(run, there, tmp_path, scene)

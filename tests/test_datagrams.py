@@ -51,7 +51,7 @@ class Naive:
     )
 )
 def test_the_table_does_what_a_list_would(steps: list[tuple[str, int, int]]) -> None:
-    table: DatagramTable[str] = DatagramTable(MOST, IDLE_S)
+    table: DatagramTable[tuple[End, End], str] = DatagramTable(MOST, IDLE_S)
     naive = Naive()
     now = 0.0
     for at, (what, number, pause_s) in enumerate(steps):
@@ -70,7 +70,7 @@ def test_the_table_does_what_a_list_would(steps: list[tuple[str, int, int]]) -> 
                     table.remove(ends(number), "another")  # which has its place no more
                     assert table.use(ends(number), now) == there
         assert len(table) == len(naive.rows) <= MOST
-        assert list(table.all()) == [row[2] for row in naive.rows]
+        assert list(table.all()) == [(ends(row[1]), row[2]) for row in naive.rows]
 
 
 # -- packets -----------------------------------------------------------------------------------------

@@ -46,6 +46,11 @@ for family in told.get("families", []):
     found[f"pair {family}"] = made(lambda: socket.socketpair(family, socket.SOCK_DGRAM)[0])
 for family in (2, 10):
     found[f"raw {family}"] = made(lambda: socket.socket(family, socket.SOCK_RAW, 255))
+    found[f"stream {family}"] = made(lambda: socket.socket(family, socket.SOCK_STREAM))
+    found[f"ping {family}"] = made(lambda: socket.socket(family, socket.SOCK_DGRAM, {2: 1, 10: 58}[family]))
+    found[f"of UDP {family}"] = made(lambda: socket.socket(family, socket.SOCK_DGRAM))
+found["connect"] = call("connect", told["sockets"][0], bytes(16), 16)
+found["listen"] = call("listen", told["sockets"][0], 1)
 def option(level, name, value):
     with socket.socket(fileno=os.dup(told["sockets"][level == 41])) as sock:
         return made(lambda: sock.setsockopt(level, name, value))
@@ -137,6 +142,16 @@ def in_worker() -> dict[str, Any]:
     fd = ipc.memory_file("seccomp", syscalls.worker_filter())
     try:
         return probe(sandbox.sealed(python(), fd), [fd])
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture(scope="module")
+def in_datagram_holder() -> dict[str, Any]:
+    """Sealed as a datagram holder is."""
+    fd = ipc.memory_file("seccomp", syscalls.datagram_holder_filter())
+    try:
+        return probe(sandbox.sealed_in_network(python(), fd), [fd])
     finally:
         os.close(fd)
 
@@ -433,3 +448,43 @@ def test_what_is_missing_is_said_with_its_cure(tmp_path: Path, monkeypatch: pyte
         "nft is not installed; install Debian's package: apt-get install nftables",
         "ip is not installed; install Debian's package: apt-get install iproute2",
     ]
+
+
+# -- the datagram holder -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in (2, 10)])
+def test_a_datagram_holder_makes_sockets_of_the_internet_alone(
+    in_datagram_holder: dict[str, Any], family: int
+) -> None:
+    """Also no Unix socket: in the host's network there are abstract ones."""
+    assert in_datagram_holder[f"family {family}"] == errno.EPERM
+
+
+@pytest.mark.parametrize("family", [2, 10])
+def test_a_datagram_holder_makes_sockets_of_udp_alone(
+    free: dict[str, Any], in_datagram_holder: dict[str, Any], family: int
+) -> None:
+    assert in_datagram_holder[f"of UDP {family}"] == 0
+    assert free[f"stream {family}"] == 0
+    for what in ("stream", "raw", "ping"):
+        assert in_datagram_holder[f"{what} {family}"] == errno.EPERM
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *AIMING,
+        *("connect", "listen", "io_uring", "keyctl", "pidfd_getfd", "bpf", "ptrace"),
+        *("SO_LINGER", "TCP_NODELAY", "family beyond 32 bits"),
+    ],
+)
+def test_a_datagram_holder_has_no_other_way_to_one(in_datagram_holder: dict[str, Any], what: str) -> None:
+    assert in_datagram_holder[what] == errno.EPERM
+
+
+def test_a_datagram_holder_sees_and_makes_what_a_worker_does(
+    in_worker: dict[str, Any], in_datagram_holder: dict[str, Any]
+) -> None:
+    for what in ("sees", "capabilities", "unshare", "clone3", "pair 1"):
+        assert in_datagram_holder[what] == in_worker[what], what

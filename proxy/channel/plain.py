@@ -221,6 +221,10 @@ class PlainChannel:
         """See Channel."""
         self.end(Aborted("the connection was cut on this side"))
 
+    def fileno(self) -> int:
+        """The descriptor of its socket, to be shown and not to be used; -1 when it is over."""
+        return self._sock.fileno()
+
     def detach(self) -> tuple[socket.socket, bytes]:
         """Give the socket itself away, as it is, with what was given back unread, and be over.
 

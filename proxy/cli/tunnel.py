@@ -136,17 +136,25 @@ def _say(done: dict[str, Any], as_json: bool, words: str) -> None:
 @click.option(
     "--keys",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path(),
-    help="Where its keys go; here.",
+    help="Where its keys go; else beside the site file, or here.",
 )
-def import_file(file: Path, name: str, keys: Path) -> None:
+@click.option(
+    "--into",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Put the tunnel into this site file.",
+)
+@click.option("--zone", default="", help="With --into: the zone that takes it, where there are several.")
+@click.option("--probe", default="", help='What is asked every second, such as "icmp 10.8.0.1".')
+def import_file(file: Path, name: str, keys: Path | None, into: Path | None, zone: str, probe: str) -> None:
     """Read a wg-quick file: its keys go to files of mode 0600, its tunnel is printed for the site file.
 
+    With --into it is put there, as the last of its zone; a file that would not load then is left as it is.
     Nothing in the file is run: one that has PostUp or the like is refused. No daemon is needed.
 
     \b
-    zonegate tunnel import wg0.conf --name hq
+    zonegate tunnel import wg0.conf --name hq --into zonegate.yaml
     """
+    from proxy.cli.inserting import NotPut, put_into
     from proxy.config import is_name
     from proxy.wg_quick import NotImported, read
 
@@ -157,17 +165,37 @@ def import_file(file: Path, name: str, keys: Path) -> None:
         found = read(file.read_text(), str(file))
     except (NotImported, OSError, UnicodeDecodeError) as error:
         fail(str(error))
-    private, preshared = keys / f"{name}.key", keys / f"{name}.psk"
+    if into is not None and not (found.dns or probe):
+        fail(f'{file} names no resolver; say what answers behind the peer: --probe "icmp ADDRESS"')
+    directory = keys or (into.parent if into is not None else Path())
+    private, preshared = directory / f"{name}.key", directory / f"{name}.psk"
     written = {
         private: found.private_key,
         **({preshared: found.preshared_key} if found.preshared_key else {}),
     }
     for path, key in written.items():
         _write_key(path, key)
+    entry = found.snippet(name, str(private.absolute()), str(preshared.absolute()), probe)
+    said = ""
+    if into is not None:
+        try:
+            said = put_into(into, name, entry, zone)
+        except NotPut as error:
+            for path in written:
+                path.unlink()
+            fail(str(error))
     for note in found.notes:
         warn(note)
-    click.echo(f"# keys are in {' and '.join(map(str, written))}; this goes below tunnels: of the site file")
-    click.echo(found.snippet(name, str(private.absolute()), str(preshared.absolute())), nl=False)
+    shown = " and ".join(map(str, written))
+    if into is not None:
+        click.echo(f"{said}\nits keys are in {shown}")
+        click.echo("next: zonegate reload, or zonegate up; what would change: zonegate reload --check")
+        return
+    click.echo(
+        f"# keys are in {shown}; this goes below tunnels: of the site file, and {name} into the tunnels"
+    )
+    click.echo("# of a zone. To have that done, remove the keys and say: --into zonegate.yaml")
+    click.echo(entry, nl=False)
 
 
 def _write_key(path: Path, key: str) -> None:

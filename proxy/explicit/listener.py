@@ -76,7 +76,7 @@ class Explicit:
             self._look()
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._tasks) + len(self.house.associations)
 
     def has(self, flow: OpenFlow) -> bool:
         """Whether a flow came in here."""

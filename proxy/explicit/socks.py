@@ -1,13 +1,17 @@
 """The conversation with one client of SOCKS5 (RFC 1928): who it is (RFC 1929), where it wants to go.
 
-CONNECT alone: BIND and UDP ASSOCIATE are refused with the code for it. What is admitted takes the way of
-every flow (`passage`). After a refusal the connection closes, and what comes behind it is never parsed.
+CONNECT and UDP ASSOCIATE: BIND is refused with the code for it. What is admitted takes the way of every flow
+(`passage`, `datagram_passage`). After a refusal the connection closes, and what comes behind it is never
+parsed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import assert_never
 
@@ -15,22 +19,32 @@ from proxy.addresses import parse_host
 from proxy.channel.lingering import tell
 from proxy.channel.plain import Channel
 from proxy.config import ANONYMOUS
+from proxy.datagram_passage import NO_TUNNEL
+from proxy.explicit.associations import NoAssociation, Sender
 from proxy.explicit.exchange import Answering
 from proxy.explicit.logins import TOO_MANY, Login
 from proxy.explicit.web import Guest, House
-from proxy.flow import IPAddress, Refusal
-from proxy.gate import gate_refusal
+from proxy.flow import IPAddress, Protocol, Refusal
+from proxy.gate import NOTHING_GRANTED, gate_refusal
 from proxy.refusals import Notice
+from proxy.visitor import Visitor
 
 HANDSHAKE_LIMIT_S = 10.0
 _NO_LOGIN, _PASSWORD, _NO_METHOD = 0, 2, 255
-_CONNECT = 1
-_V4 = 1
+_CONNECT, _UDP_ASSOCIATE = 1, 3
+_V4, _V6 = 1, 4
+NOWHERE = IPv4Address(0)
 _SUCCEEDED, _FAILED, _NOT_ALLOWED = 0, 1, 2
 _BAD_COMMAND, _BAD_ADDRESS_TYPE = 7, 8
 # By HTTP status of a refusal: network unreachable is the tunnel's, host unreachable the destination's; where
 # it does not answer clients know "TTL expired".
 _CODES: Mapping[int, int] = {400: _FAILED, 403: _NOT_ALLOWED, 502: 4, 503: 3, 504: 6}
+_NO_ASSOCIATION = "no-association"
+_OF_ASSOCIATIONS: Mapping[str, int] = {
+    NO_TUNNEL.because.id: _BAD_COMMAND,
+    NOTHING_GRANTED: _BAD_COMMAND,
+    _NO_ASSOCIATION: _FAILED,
+}
 
 
 class Odd(Exception):
@@ -100,7 +114,14 @@ async def converse(guest: Guest, house: House) -> None:
 async def _serve(
     guest: Guest, house: House, login: Login, command: int, destination: str | IPAddress | Refusal, port: int
 ) -> None:
+    if command == _UDP_ASSOCIATE:
+        await _associate(guest, house, login, destination, port)
+        return
     if isinstance(destination, Refusal):
+        await _turn_away(guest, house, login, destination, _reply(_FAILED))
+        return
+    if not port:
+        destination = gate_refusal("bad-request", "its destination has no port from 1 to 65535")
         await _turn_away(guest, house, login, destination, _reply(_FAILED))
         return
     flow = house.new_flow(login, destination, port)
@@ -108,9 +129,35 @@ async def _serve(
         visitor = guest.visitor(house, Socks(guest.client))
         await house.passage.pass_through(guest.client, flow, visitor)
         return
-    refusal = gate_refusal("bad-request", f"SOCKS command {command} is not served; only CONNECT is")
+    refusal = gate_refusal(
+        "bad-request", f"SOCKS command {command} is not served; CONNECT and UDP ASSOCIATE are"
+    )
     visitor = guest.visitor(house, Socks(guest.client, _BAD_COMMAND))
     await house.passage.refuse(guest.client, flow, refusal, visitor)
+
+
+async def _associate(
+    guest: Guest, house: House, login: Login, host: str | IPAddress | Refusal, port: int
+) -> None:
+    """Carry datagrams for as long as the client's connection lasts (RFC 1928, section 7)."""
+    flow = replace(house.new_flow(login, None, 0), transport=Protocol.UDP, protocol=Protocol.UDP)
+    # A client that names another address than is seen here (NAT) does not know its port either.
+    knows = isinstance(host, IPv4Address | IPv6Address) and (host == guest.address or host.is_unspecified)
+    new_flow = functools.partial(house.new_flow, login)
+    sender = Sender(guest.address, Visitor(f"{house.name}@{guest.address}", "cooperative"), new_flow)
+    refusal = house.associations.refusal(flow)
+    if refusal is None:
+        try:
+            association = await house.associations.open(guest.client, sender, port if knows else 0)
+        except NoAssociation as error:
+            refusal = gate_refusal(_NO_ASSOCIATION, str(error), "try again")
+        else:
+            with contextlib.closing(association):
+                await guest.client.write(_reply(_SUCCEEDED, association.address, association.port))
+                await house.associations.carry(association, guest.client)
+            return
+    manner = Socks(guest.client, _OF_ASSOCIATIONS.get(refusal.because.id))
+    await house.passage.refuse(guest.client, flow, refusal, guest.visitor(house, manner))
 
 
 async def _turn_away(guest: Guest, house: House, login: Login, refusal: Refusal, answer: bytes) -> None:
@@ -165,10 +212,7 @@ async def request(client: Channel) -> tuple[int, str | IPAddress | Refusal, int]
             host = named(await _take(client, (await _take(client, 1))[0]))
         case _:
             raise Odd(_reply(_BAD_ADDRESS_TYPE))
-    port = int.from_bytes(await _take(client, 2))
-    if not port:
-        host = gate_refusal("bad-request", "its destination has no port from 1 to 65535")
-    return command, host, port
+    return command, host, int.from_bytes(await _take(client, 2))
 
 
 def named(raw: bytes) -> str | IPAddress | Refusal:
@@ -194,6 +238,7 @@ async def _take(client: Channel, count: int) -> bytes:
     return data[:count]
 
 
-def _reply(code: int) -> bytes:
+def _reply(code: int, address: IPAddress = NOWHERE, port: int = 0) -> bytes:
     """An answer (RFC 1928, section 6). The address that a destination sees is not the client's to know."""
-    return bytes((5, code, 0, _V4, 0, 0, 0, 0, 0, 0))
+    kind = _V4 if address.version == 4 else _V6
+    return bytes((5, code, 0, kind)) + address.packed + port.to_bytes(2)

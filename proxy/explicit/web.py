@@ -19,6 +19,7 @@ from proxy.channel.head import BadHead, Head, read_head
 from proxy.channel.lingering import tell
 from proxy.channel.plain import Channel
 from proxy.config import ANONYMOUS
+from proxy.explicit.associations import Associations
 from proxy.explicit.exchange import HEAD_BYTES, HEAD_FIELDS, Answering, Exchange
 from proxy.explicit.logins import TOO_MANY, Login, Logins
 from proxy.explicit.requests import BadRequest, Request, parse_request
@@ -43,6 +44,7 @@ class House:
     logins: Logins
     passage: Passage
     new_flow: NewFlow
+    associations: Associations
 
     @property
     def asks(self) -> bool:

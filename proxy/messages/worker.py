@@ -59,6 +59,15 @@ class ListenExplicit:
 
 
 @dataclass(frozen=True, slots=True)
+class AssociationDoor:
+    """A link to a new datagram holder of an explicit listener; one descriptor."""
+
+    descriptors: ClassVar[tuple[int, int]] = (1, 1)
+
+    listener: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """What is proved of a tunnel now. Past `deadline_ns` the worker admits nothing and cuts; 0 is closed."""
 
@@ -175,14 +184,15 @@ class QuotaAnswer:
 
 
 TO_WORKER = (
-    Configure, Listen, ListenExplicit, BubbleGone, Lease, Door, NewCertificate, NewPolicy, NewSegment,
-    NoSegment, NameAnswer, AddressAnswer, QuotaAnswer, Lock, Cut, TellFlows,
+    Configure, Listen, ListenExplicit, AssociationDoor, BubbleGone, Lease, Door, NewCertificate, NewPolicy,
+    NewSegment, NoSegment, NameAnswer, AddressAnswer, QuotaAnswer, Lock, Cut, TellFlows,
     InspectorDoor, NoInspector,
 )  # fmt: skip
 type ToWorker = (
     Configure
     | Listen
     | ListenExplicit
+    | AssociationDoor
     | BubbleGone
     | Lease
     | Door

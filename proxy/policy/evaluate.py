@@ -30,9 +30,11 @@ from proxy.policy import trace as tracing
 from proxy.policy.compile import NO_ADDRESS, NO_TUNNEL, compile_model, gate_outcome
 from proxy.policy.dimensions import may_be_http
 from proxy.policy.duties import Duties
-from proxy.policy.model import REQUEST_ATTRIBUTES, App, Model, Posture, Quota, Scan
+from proxy.policy.model import REQUEST_ATTRIBUTES, App, Match, Model, Posture, Quota, Scan
 from proxy.policy.residual import builtin, judge_partly
 from proxy.policy.windows import next_edge
+
+_OF_HTTP = frozenset({"method", "path", "content_type"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,14 @@ class Policy:
         matches += [match for guard in ceilings for match in (guard.match, guard.unless) if match]
         return any(REQUEST_ATTRIBUTES & set(match.attributes()) for match in matches)
 
+    def may_grant(self, flow: Flow) -> bool:
+        """Whether some rule lets a flow of this zone, user, groups and protocol go, somewhere, at some time.
+        Where it is False every such flow is blocked."""
+        return any(
+            rule.verdict is not Verdict.BLOCK and _may_concern(rule.match, flow)
+            for rule in self._tables.rules
+        )
+
     def needs_addresses(self, zone: str) -> bool:
         """Whether a named flow of the zone can be decided by its address: rules for networks that block."""
         blocking = [guard.match for guard in self._tables.guards]
@@ -194,6 +204,21 @@ class Policy:
             match.to is not None and match.to.networks and (match.zone is None or zone in match.zone)
             for match in blocking
         )
+
+
+def _may_concern(match: Match, flow: Flow) -> bool:
+    protocol = flow.protocol
+    return (
+        (match.zone is None or flow.zone in match.zone)
+        and (match.user is None or flow.user in match.user)
+        and (match.group is None or not flow.groups.isdisjoint(match.group))
+        and (
+            match.protocol is None
+            or isinstance(protocol, Missing)
+            or any(one.is_a(protocol) or protocol.is_a(one) for one in match.protocol)
+        )
+        and (may_be_http(flow) or not _OF_HTTP & set(match.attributes()))
+    )
 
 
 def _through(tunnel: TunnelFact | None, judgement: Judgement) -> Judgement:
