@@ -39,6 +39,7 @@ pyproject.toml, and this is what it is about):
     wireguard, packet_holder               a packet tunnel's two holders; what they use: its namespace,
                                            wireguard_device, shuttle, probing
     posts, doors, crew                     what a worker serves, its bubbles' ears, the worker itself
+    allocators, manning                    who keeps the names of each user; who keeps a worker at each post
     reception, admin, remains              who may enter, the admin socket, what is left
     handing_over, inspection/, inspectors  what is looked into: given away, carried, and who watches that
     gateway/                               the corporate end of mtls

@@ -14,7 +14,6 @@ import signal
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 
 from proxy import (
     commands,
@@ -22,28 +21,25 @@ from proxy import (
     ipc,
     listeners,
     locks,
-    name_service,
     notify,
     paths,
     pieces,
     prctl,
-    quota_service,
     quotas,
     remains,
     sandbox,
     tunnel_orders,
 )
 from proxy.admin import AdminSocket, Peer
-from proxy.allocator import Allocator
+from proxy.allocators import Allocators
 from proxy.audit import AuditUnwritable, rfc3339
 from proxy.crew import Worker
 from proxy.held import Held
-from proxy.inspectors import InspectingWorker
 from proxy.journal import JournalUnusable
 from proxy.keeping import Tunnels
 from proxy.locks import Locks
+from proxy.manning import Manning
 from proxy.messages.admin import Answer, Ask, Denied, Enter, Entered, Leave, Order, Stop
-from proxy.messages.worker import FromWorker
 from proxy.paths import Places
 from proxy.posts import Bubble, CrewError, Post
 from proxy.quotas import Ledger, QuotasUnusable
@@ -53,11 +49,7 @@ from proxy.segments import Segments
 from proxy.site import Loaded, SiteError
 from proxy.tunnels.keeper import Keeper
 
-WORKER_PAUSE_S, WORKER_PAUSE_MOST_S = 0.1, 5.0
-STEADY_S = 10.0
-SERVE_AGAIN_S = 0.2
 LEAVE_LIMIT_S = 7.0
-ADOPTION_LIMIT_S = 60.0
 
 
 async def supervise(loaded: Loaded, places: Places, *, cooperative: bool) -> bool:
@@ -94,10 +86,6 @@ class Supervisor:
         self.workers: dict[tuple[str, int], Worker] = {}
         self.bubbles: dict[str, tuple[Bubble, Peer]] = {}
         self.ears: tuple[listeners.Ear, ...] = ()
-        self._posts: dict[tuple[str, int], Post] = {}
-        self._ready: dict[tuple[str, int], asyncio.Event] = {}
-        self._allocators: dict[tuple[str, int], Allocator] = {}
-        self._manning: dict[tuple[str, int], asyncio.Task[None]] = {}
         self.waiting: dict[str, remains.Remaining] = {}
         self.reloads = Reloads(self)
         self._ends_with_terminal = notify.ends_with_terminal()
@@ -117,9 +105,9 @@ class Supervisor:
         state = self.places.state
         try:
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._segments = Segments(state / "audit", clock=lambda: datetime.now(UTC))
-            undo.callback(os.close, self._segments.claim())
-            self._segments.seal_left_over()
+            segments = Segments(state / "audit", clock=lambda: datetime.now(UTC))
+            undo.callback(os.close, segments.claim())
+            segments.seal_left_over()
             self.quotas = Ledger(state / quotas.FILE, lambda: datetime.now(UTC))
             undo.callback(self.quotas.close)
         except (OSError, AuditUnwritable, QuotasUnusable) as error:
@@ -127,11 +115,13 @@ class Supervisor:
         self.locks = Locks(state / locks.FILE, rfc3339(datetime.now(UTC)))
         self.held = Held(state / held.FILE)
         self.waiting = {one.bubble: one for one in remains.remaining(self.places.run)}
-        undo.callback(self._close_allocators)
+        self._allocators = Allocators(state, self.bubbles, self._start)
+        undo.callback(self._allocators.close)
         undo.push_async_callback(self._end_tasks)
         self._tunnels = Tunnels(self._start, self.workers, self.held)
         self.keepers = self._tunnels.keepers
         self._tunnels.bring_up(self.loaded)
+        self._manning = Manning(self, segments, self._allocators, self._start)
         undo.push_async_callback(self._admin.hang_up)
         undo.callback(self._admin.close)
         loop = asyncio.get_running_loop()
@@ -154,23 +144,6 @@ class Supervisor:
         else:
             self._start(self.reloads.by_signal())
 
-    async def _release_the_gone(self, allocator: Allocator) -> None:
-        """Bubbles of an earlier daemon that did not come back have ended."""
-        await asyncio.sleep(ADOPTION_LIMIT_S)
-        for bubble in allocator.bubbles() - self.bubbles.keys():
-            allocator.release(bubble)
-
-    def _allocator(self, zone: str, uid: int) -> Allocator:
-        """The names of one user in one zone: what others asked for is nobody's to infer from an address."""
-        journal = self.places.state / f"names-{zone}-{uid}.jsonl"
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        quota = self.loaded.site.max_names
-        return Allocator(journal, clock=lambda: datetime.now(UTC).timestamp(), boot=boot, quota=quota)
-
-    def _close_allocators(self) -> None:
-        for allocator in self._allocators.values():
-            allocator.close()
-
     def _start_own_workers(self) -> None:
         """Have the workers of our own user ready before the first bubble asks."""
         uid = os.geteuid()
@@ -178,7 +151,7 @@ class Supervisor:
             user = identity(uid)
             allowed = self.loaded.site.may_enter(zone, uid, user.login, user.groups)
             if allowed is not None:
-                self._post(Post(zone, user.login, uid, allowed))
+                self._manning.man(Post(zone, user.login, uid, allowed))
 
     async def dismiss(self) -> None:
         """Send the bubbles home, unless they are to be kept, and wait for them."""
@@ -222,127 +195,31 @@ class Supervisor:
 
     def posts(self) -> list[Post]:
         """Every post."""
-        return list(self._posts.values())
+        return self._manning.posts()
 
     def adopt(self, new: Loaded, changed_tunnels: set[str]) -> None:
         """Take another site; the tunnels that changed end, those that are new come up."""
         self.loaded = new
         self._tunnels.end(changed_tunnels)
         self._tunnels.bring_up(new)
-        for allocator in self._allocators.values():
-            allocator.quota = new.site.max_names
+        self._allocators.limit(new.site.max_names)
 
     def man_listeners(self) -> None:
         """Have a post for the ears of each zone, where there is none."""
         for zone in {ear.listener.zone for ear in self.ears}:
             mine = listeners.of_zone(self.ears, zone)
-            self._post(Post(zone, listeners.USER, listeners.UID, (), ears=mine))
+            self._manning.man(Post(zone, listeners.USER, listeners.UID, (), ears=mine))
 
     async def dismiss_post(self, post: Post, why: str) -> list[str]:
         """End a post; the names of the bubbles that are told why. They stay, shut in, and ask again."""
         key = (post.zone, post.uid)
-        del self._posts[key]
         told = [one for one in self.bubbles.values() if (one[0].zone, one[0].uid) == key]
         for bubble, peer in told:
             self.waiting[bubble.id] = remains.Remaining.of(bubble.id, peer.pid)
             peer.link.send(Denied(why))
             peer.link.close()
-        manning = self._manning.pop(key)
-        manning.cancel()
-        await asyncio.gather(manning, return_exceptions=True)
+        await self._manning.dismiss(post)
         return [bubble.id for bubble, _ in told]
-
-    # -- workers -----------------------------------------------------------------------------------
-
-    def _post(self, post: Post) -> Post:
-        """The post of a zone and user, manned if it is not."""
-        key = (post.zone, post.uid)
-        if key not in self._posts:
-            if key not in self._allocators and not post.ears:  # one that was dismissed leaves its own
-                self._allocators[key] = allocator = self._allocator(*key)
-                self._start(self._release_the_gone(allocator))
-            self._posts[key] = post
-            self._ready[key] = asyncio.Event()
-            self._manning[key] = self._start(self._man(post))
-        return self._posts[key]
-
-    async def _man(self, post: Post) -> None:
-        """Keep a worker at a post; a new one within a second of the last one's end."""
-        key = (post.zone, post.uid)
-        pause_s = WORKER_PAUSE_S
-        loop = asyncio.get_running_loop()
-        while True:
-            began = loop.time()
-            zone = self.loaded.site.zones.get(post.zone)
-            if zone is None:
-                return  # a reload has taken the zone away, and dismisses the post in a moment
-            kind = InspectingWorker if zone.inspects else Worker
-            worker = kind(
-                post,
-                self.loaded,
-                self.keepers,
-                self._segments,
-                lambda message: self._answer_worker(post, message),
-                structural=self.structural,
-                number=os.urandom(4).hex(),
-                locked=lambda: self.locks.over(*key),
-            )
-            try:
-                await worker.start()
-                await self._attend(key, worker)
-            except (CrewError, AuditUnwritable, OSError) as error:
-                notify.say(str(error))
-            finally:
-                self._ready[key].clear()
-                self.workers.pop(key, None)
-                await worker.end()
-            if worker.retired:
-                continue
-            pause_s = (
-                WORKER_PAUSE_S if loop.time() - began > STEADY_S else min(pause_s * 2, WORKER_PAUSE_MOST_S)
-            )
-            notify.say(f"the worker of zone {post.zone} ended; its flows are cut, a new one comes")
-            await asyncio.sleep(pause_s)
-
-    def _answer_worker(self, post: Post, message: FromWorker) -> object | None:
-        """What a worker asks: a portion of a quota, or of names."""
-        user = None if post.ears else post.user  # at a listener, it is the worker who knows
-        taken = quota_service.answer(self.quotas, self.loaded.policy, post.zone, user, message)
-        allocator = self._allocators.get((post.zone, post.uid))
-        return taken or (allocator and name_service.answer(allocator, post.bubbles, message))
-
-    async def _attend(self, key: tuple[str, int], worker: Worker) -> None:
-        """A worker's time of service: leases, the bubbles that were there before, and its questions."""
-        if worker.loaded is not self.loaded:
-            worker.retire()  # the site was reloaded while it started
-            return
-        self.workers[key] = worker
-        for tunnel in worker.tunnels:
-            worker.connect_holder(tunnel)
-        self._tunnels.lease_again(worker)
-        worker.listen_explicitly()
-        self._ready[key].set()
-        again = [self._serve_again(worker, bubble) for bubble in worker.post.bubbles.values()]
-        tasks = [asyncio.create_task(one) for one in (*again, *worker.datagram_holders())]
-        try:
-            await worker.hear()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _serve_again(self, worker: Worker, bubble: Bubble) -> None:
-        """Have a new worker serve a bubble while it is there; the last worker's ears may still be open."""
-        said = ""
-        while worker.post.bubbles.get(bubble.id) is bubble:
-            try:
-                await worker.serve(bubble)
-                return
-            except CrewError as error:
-                if str(error) != said:
-                    said = str(error)
-                    notify.say(f"bubble {bubble.id}: {error}")
-                await asyncio.sleep(SERVE_AGAIN_S)
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -388,7 +265,7 @@ class Supervisor:
 
     async def _host(self, peer: Peer, bubble: Bubble, groups: tuple[str, ...]) -> None:
         try:
-            post = self._post(Post(bubble.zone, bubble.user, peer.uid, groups))
+            post = self._manning.man(Post(bubble.zone, bubble.user, peer.uid, groups))
         except (OSError, JournalUnusable) as error:
             peer.link.send(Denied(f"the names of zone {bubble.zone} cannot be kept: {error}"))
             return
@@ -398,10 +275,10 @@ class Supervisor:
         self._remember()
         try:
             async with asyncio.timeout(LEAVE_LIMIT_S):
-                await self._ready[key].wait()
+                worker = await self._manning.worker_of(post)
             # Only now: a worker that is just beginning serves every bubble that it finds at its post.
             post.bubbles[bubble.id] = bubble
-            await self.workers[key].serve(bubble)
+            await worker.serve(bubble)
             peer.link.send(
                 Entered(bubble.id, bubble.zone, bubble.enforcement, self.loaded.roots(bubble.zone))
             )
@@ -416,8 +293,9 @@ class Supervisor:
             self._remember()
             if key in self.workers:
                 self.workers[key].forget(bubble.id)
-            if not self._keep_bubbles:
-                self._allocators[key].release(bubble.id)
+            allocator = self._allocators.get(*key)
+            if allocator is not None and not self._keep_bubbles:
+                allocator.release(bubble.id)
 
     def _remember(self) -> None:
         """Keep a list of who is inside, for `cleanup` after a kill; nothing else depends on it."""

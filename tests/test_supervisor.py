@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from first_words import request
@@ -17,12 +14,7 @@ from gates import LIMIT_S, Gate, Guest, gate, wait_gone
 from own_namespaces import NOBODY, Zone, namespaces_of, process, zone
 
 from proxy import chain, ipc
-from proxy.demo.site import make_site
 from proxy.messages.admin import Denied, Leave, Stop
-from proxy.paths import Places
-from proxy.posts import Post
-from proxy.site import load_site
-from proxy.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -168,10 +160,11 @@ def test_a_killed_worker_is_replaced_and_serves_the_bubbles_that_were_there(
     before = address_of(ground)
     (worker,) = there.workers()
     os.kill(worker, signal.SIGKILL)
+    while there.workers() == [worker]:  # until it is seen to be gone it may serve a last time
+        pass
     while not served(ground):
         pass
     assert address_of(ground) == before
-    assert there.workers() != [worker]
     guest.leave()
 
 
@@ -278,16 +271,3 @@ def test_a_stopped_daemon_holds_no_bubble_up(there: Gate, ground: Zone) -> None:
     assert served(ground)
     os.kill(there.daemon.pid, signal.SIGCONT)
     guest.leave()
-
-
-def test_a_post_whose_zone_is_gone_is_manned_no_more(tmp_path: Path) -> None:
-    """Its worker may end in the moment in which a reload takes the zone away; that stops nobody."""
-
-    async def main() -> None:
-        loaded = load_site(make_site(tmp_path, tmp_path / "run", 9).gate)
-        loaded = replace(loaded, site=replace(loaded.site, zones={}))
-        supervisor = Supervisor(loaded, Places(tmp_path, tmp_path), structural=True)
-        await supervisor._man(Post("corporate", "alice", os.getuid(), ()))
-        assert not supervisor.faulty and not supervisor.workers
-
-    asyncio.run(main())
