@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import inspect
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -235,6 +237,53 @@ def test_another_name_in_tls(site: Site, tmp_path: Path) -> None:
                 )
             await world.ended()
             assert handler.cut_because == "its tls_clienthello could not be judged (Improper)"
+
+    runner("asyncio")(main())
+
+
+async def byte_by_byte(program: socket.socket, gate: socket.socket) -> None:
+    """What a program says first arrives in single bytes; the rest as it comes."""
+    loop = asyncio.get_running_loop()
+
+    async def carry(source: socket.socket, sink: socket.socket, single: int) -> None:
+        with contextlib.suppress(OSError):
+            while data := await loop.sock_recv(source, 65536):
+                while data:
+                    size = 1 if single > 0 else len(data)
+                    await loop.sock_sendall(sink, data[:size])
+                    data, single = data[size:], single - 1
+            sink.shutdown(socket.SHUT_WR)
+
+    with program, gate:
+        program.setblocking(False)
+        gate.setblocking(False)
+        await asyncio.gather(carry(program, gate, 700), carry(gate, program, 0))
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["with a name", "without"])
+def test_a_hello_in_single_bytes(site: Site, tmp_path: Path, named: bool) -> None:
+    """Row I8: the name is that of the connection, whatever TLS says or leaves out, or it is cut."""
+
+    async def main() -> None:
+        origin = Origin(whole_requests())
+        async with inspected(site, tmp_path, origin, tls=True) as world:
+            ours, theirs = socket.socketpair()
+            carrying = asyncio.create_task(byte_by_byte(theirs, world.enter()))
+            context = trusting(world.ca)
+            context.check_hostname = named
+            reader, writer = await asyncio.open_connection(
+                sock=ours, ssl=context, server_hostname=world.name if named else ""
+            )
+            writer.write(world.request())
+            assert b"fine" in await world.read(reader, b"fine\n")
+            writer.write(
+                b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(512) + b"\r\n\r\n"
+            )  # TLS in TLS
+            assert b"improper" in await world.read(reader)
+            writer.close()
+            await carrying
+            await world.ended()
+            assert origin.everything.count(b"\r\n\r\n") == 1
 
     runner("asyncio")(main())
 

@@ -61,6 +61,10 @@ CASES = (
     Case("TE with a trailing comma", post(b"Transfer-Encoding: chunked,\r\n", b"0\r\n\r\n" + SMUGGLED)),
     Case("TE with a tab", post(b"Transfer-Encoding:\tchunked\x0b\r\n", b"0\r\n\r\n" + SMUGGLED)),
     Case("TE before a space", post(b"Transfer-Encoding : chunked\r\n", b"0\r\n\r\n" + SMUGGLED)),
+    Case("TE of a coding like it", post(b"Transfer-Encoding: xchunked\r\n" + CL % 3, b"abc" + SMUGGLED)),
+    Case("TE in quotes", post(b'Transfer-Encoding: "chunked"\r\n' + CL % 3, b"abc" + SMUGGLED)),
+    Case("TE in capitals, and a length", post(b"TRANSFER-ENCODING: CHUNKED\r\n" + CL % 3, b"0\r\n\r\n")),
+    Case("TE behind a form feed", post(b"Transfer-Encoding:\x0cchunked\r\n" + CL % 3, b"abc" + SMUGGLED)),
     Case("TE folded", post(b"Transfer-Encoding:\r\n chunked\r\n", b"0\r\n\r\n" + SMUGGLED)),
     Case("TE of HTTP/1.0", b"POST / HTTP/1.0\r\nHost: HOST\r\n" + TE + b"\r\n0\r\n\r\n" + SMUGGLED),
     Case("a chunk length with a sign", post(TE, b"+3\r\nabc\r\n0\r\n\r\n"), 1),
@@ -68,6 +72,11 @@ CASES = (
     Case("a chunk longer than it says", post(TE, b"3\r\nabcdef\r\n0\r\n\r\n" + SMUGGLED), 1),
     Case("a chunk ended by a line feed", post(TE, b"3\nabc\n0\n\n" + SMUGGLED), 1),
     Case("a chunk extension with a line feed", post(TE, b"3;a\nb\r\nabc\r\n0\r\n\r\n" + SMUGGLED), 1),
+    Case("a chunk without its end", post(TE, b"3\r\nabc0\r\n\r\n" + SMUGGLED), 1),
+    Case("a chunk ended by a carriage return", post(TE, b"3\rabc\r0\r\r" + SMUGGLED), 1),
+    Case("a chunk length behind spaces", post(TE, b"  3\r\nabc\r\n0\r\n\r\n"), 1),
+    Case("a chunk length that is negative", post(TE, b"-3\r\nabc\r\n0\r\n\r\n" + SMUGGLED), 1),
+    Case("a last chunk without its end", post(TE, b"3\r\nabc\r\n0\r\n" + SMUGGLED), 1),
     Case("a huge chunk length", post(TE, b"fffffffffffffffffffffff\r\nabc" + SMUGGLED), 1),
     Case("trailers", post(TE, b"3\r\nabc\r\n0\r\nHost: other.example\r\n\r\n" + SMUGGLED), 1),
     Case("a folded field", get(fields=b"Host: HOST\r\nX-A: b\r\n GET /smuggled HTTP/1.1\r\n")),
@@ -79,6 +88,10 @@ CASES = (
     Case("a field without a name", get(fields=b"Host: HOST\r\n: smuggled\r\n")),
     Case("a field without a colon", get(fields=b"Host: HOST\r\nsmuggled\r\n")),
     Case("Host twice", get(fields=b"Host: HOST\r\nHost: other.example\r\n")),
+    Case("a folded Host", get(fields=b"Host:\r\n HOST\r\n")),
+    Case("a Host behind another line", get(fields=b"X: y\r\n\tHost: other.example\r\nHost: HOST\r\n")),
+    Case("a Host in two spellings", get(fields=b"Host: HOST\r\nhOST : other.example\r\n")),
+    Case("a list of Hosts", get(fields=b"Host: HOST, other.example\r\n")),
     Case("Host twice, the same", get(fields=b"Host: HOST\r\nhost: HOST\r\n")),
     Case("another Host", get(fields=b"Host: other.example\r\n")),
     Case("another port", get(fields=b"Host: site.example:1\r\n")),
@@ -147,8 +160,11 @@ class Case2:
     pseudo: dict[str, str]
     fields: tuple[tuple[str, str], ...] = ()
     judged: int = 0
+    body: bytes | None = None
 
 
+POST = {"method": "POST"}
+KIND = ("content-type", "text/plain")
 CASES2 = (
     Case2("control", {}, judged=1),
     Case2("another authority", {"authority": "other.example"}),
@@ -169,6 +185,26 @@ CASES2 = (
     Case2("Transfer-Encoding", {}, (("transfer-encoding", "chunked"),)),
     Case2("Connection", {}, (("connection", "smuggled"),)),
     Case2("a length without a body", {}, (("content-length", "5"),)),
+    Case2("a length that is too short", POST, (KIND, ("content-length", "3")), 1, b"abc" + SMUGGLED),
+    Case2("a length that is too long", POST, (KIND, ("content-length", "99")), 1, b"abc"),
+    Case2(
+        "two lengths", POST, (KIND, ("content-length", "3"), ("content-length", "44")), 0, b"abc" + SMUGGLED
+    ),
+    Case2("a length in hexadecimal", POST, (KIND, ("content-length", "0x3")), 0, b"abc" + SMUGGLED),
+    Case2(
+        "Transfer-Encoding and a body",
+        POST,
+        (KIND, ("transfer-encoding", "chunked")),
+        0,
+        b"0\r\n\r\n" + SMUGGLED,
+    ),
+    Case2("a path that is empty", {"path": ""}),
+    Case2("a path twice", {}, ((":path", "/smuggled"),)),
+    Case2("an authority twice", {}, ((":authority", "other.example"),)),
+    Case2("an authority with a user", {"authority": "a@HOST"}),
+    Case2("a Host twice", {}, (("host", "HOST"), ("host", "other.example"))),
+    Case2("Upgrade", {}, (("upgrade", "smuggled"),)),
+    Case2("Keep-Alive", {}, (("keep-alive", "smuggled"),)),
     Case2("a pseudo-header after a field", {}, (("x", "y"), (":path", "/smuggled"))),
     Case2("a pseudo-header that nobody knows", {}, ((":smuggled", "y"),)),
     Case2("extended CONNECT", {"method": "CONNECT", "protocol": "websocket"}),
@@ -186,10 +222,15 @@ def test_corpus_of_http2(site: Site, tmp_path: Path) -> None:
                 origin.answer = whole_requests()
                 before = world.admitted()
                 program = Http2(*await world.open("h2"))
-                pseudo = {"authority": f"site.example:{world.port}", **case.pseudo}
+                host = f"site.example:{world.port}"
+                pseudo = {"authority": "HOST", **case.pseudo}
                 if not pseudo["authority"]:
                     del pseudo["authority"]
-                stream = program.ask(*case.fields, end=True, **pseudo)
+                named = {key: value.replace("HOST", host) for key, value in pseudo.items()}
+                fields = [(key, value.replace("HOST", host)) for key, value in case.fields]
+                stream = program.ask(*fields, end=case.body is None, **named)
+                if case.body is not None:
+                    program.core.send_data(stream, case.body, end_stream=True)
                 await program.until_ended(stream)
                 program.close()
                 await world.ended()

@@ -30,6 +30,8 @@ GUARDS = """
 """
 GRPC_PORT = 7002
 RULES = f"{LAB_RULES}  - {{id: rpc, match: {{to: intranet, port: {GRPC_PORT}}}, verdict: tunnel}}\n"
+SCANNED = "six.corp.example"
+SCANS = f"    scanned: {{to: {SCANNED}, scan: {{block: [card-numbers]}}}}\n"
 OPEN, RUNNERS, SOCKS = 3139, 3140, 1089
 LISTEN = f"""
   open: {{kind: http, address: "127.0.0.1:{OPEN}", zone: corporate, auth: none}}
@@ -46,7 +48,13 @@ def gate(host: Host) -> Iterator[Gate]:
     """One daemon for all of them; some end its inspector, none ends it."""
     listen, people = (LISTEN, PEOPLE) if host.uid == 0 else ("", "")
     settings = Settings(
-        inspects=True, guards=GUARDS, rules=RULES, listen=listen, people=people, without=WITHOUT
+        inspects=True,
+        guards=GUARDS,
+        rules=RULES,
+        destinations=SCANS,
+        listen=listen,
+        people=people,
+        without=WITHOUT,
     )
     made = Gate(host, "inspecting", settings)
     proxy = certificates.issue_server(host.world.names.authority, ["127.0.0.1"], now=datetime.now(UTC))
@@ -139,24 +147,42 @@ const chat = new Promise(done => {
 });
 const sent = fetch("/small", {method: "POST", body: new Uint8Array(2 << 20)})
   .then(answer => answer.text().then(text => answer.status + "/" + text.includes("small-uploads")));
-Promise.all([Promise.all(parts), chat, sent])
-  .then(([all, said, refused]) => fetch("/report/" + [all.length, said, refused].join("/")));
+const secret = "x".repeat(2 << 20) + " 4111111111111111 " + "x".repeat(2 << 20);
+const halfway = fetch("/upload", {method: "POST", body: secret})
+  .then(answer => answer.text().then(text => answer.status + "/" + text.includes("it holds card-numbers")));
+const shown = new Promise(done => {
+  document.body.innerHTML = `<iframe name="there"></iframe>
+    <form method="post" action="/upload" target="there" enctype="multipart/form-data">
+    <textarea name="words"></textarea></form>`;
+  const [form, frame] = [document.forms[0], document.querySelector("iframe")];
+  form.elements.words.value = secret;
+  frame.onload = () => {
+    const text = frame.contentDocument.body.innerText;
+    if (text.includes("card-numbers")) done("page");
+  };
+  form.submit();
+});
+Promise.all([Promise.all(parts), chat, sent, halfway, shown])
+  .then(([all, ...others]) => fetch("/report/" + [all.length, ...others].join("/")));
 </script>"""
 
 
 @AS_ROOT
 def test_a_browser(gate: Gate) -> None:
-    """A page of thirty parts, a WebSocket, and an upload that is refused with a page."""
+    """A page of thirty parts, a WebSocket, an upload that is refused by its head, and two that are blocked in
+    their middle, of which one is a form: the browser shows the page."""
     place = gate.host.world.directory / "files/page"
     place.mkdir(parents=True, exist_ok=True)
     (place / "index.html").write_text(PAGE)
     for number in range(30):
         (place / f"part{number}.json").write_text(str(number))
     options = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-dev-shm-usage"
-    browser = gate.bubble("chromium", *options.split(), f"https://{NAME}/files/page/")
+    browser = gate.bubble("chromium", *options.split(), f"https://{SCANNED}/files/page/")
     try:
-        reported = "GET /report/30/hello/403/true"
+        reported = "GET /report/30/hello/403/true/403/true/page"
         kernel.until("the page is whole", lambda: reported in str(gate.records()))
+        halfway = gate.record("end", lambda row: row["request"] == "POST /upload" and "scan" in row["why"])
+        assert 1 << 20 < halfway["bytes_up"] < 4 << 20, halfway
     finally:
         browser.end()
 
