@@ -16,7 +16,7 @@ demo: setup      ## a bubble, a gate and a corporate end on this machine, with r
 test: setup-test lint ## everything: lint, types, import contract, all tests
 	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
 
-lab-long: setup-test ## the lab at length, most of an hour: every process killed at every step of its start, 200 flaps
+lab-long: setup-test ## the lab at length (an hour): every process killed at every step of its start, 200 flaps, shortages
 	$(BIN)/pytest -s $(or $(LAB),tests/lab/long_life.py)
 
 lint: setup-test ## ruff, mypy strict, the floors

@@ -83,7 +83,10 @@ class Inspector(Worker):
     # -- flows -------------------------------------------------------------------------------------
 
     async def _take_from(self, worker: Link[TakeOver | BubbleGone]) -> None:
-        """Take a worker's flows until it is gone. A fault of ours ends this process: another is started."""
+        """Take a worker's flows until that cannot go on, and end: for the next flow another one is started.
+
+        Its worker is gone, or the way from it broke (no descriptor was left to take one), or a fault of ours.
+        """
         try:
             while True:
                 message, fds = await worker.receive()
@@ -91,14 +94,14 @@ class Inspector(Worker):
                     self._forget(message.bubble)
                 else:
                     self._take(message, fds)
-        except ipc.LinkBroken:
-            self._cut_where(lambda _: True, "its worker is gone")
+        except ipc.LinkBroken as error:
+            self._cut_where(lambda _: True, f"the inspector hears nothing of its worker any more: {error}")
         except BaseException:
             self._cut_where(lambda _: True, "fault in the inspector")
-            self._link.close()
             raise
         finally:
             worker.close()
+            self._link.close()
 
     def _take(self, message: TakeOver, fds: list[int]) -> None:
         client = PlainChannel(socket.socket(fileno=fds[0]), self._backlog)

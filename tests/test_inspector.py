@@ -187,6 +187,24 @@ def test_a_worker_says_to_its_inspector_that_a_bubble_has_ended(tmp_path: Path) 
     run(main())
 
 
+def test_a_way_from_the_worker_that_breaks_ends_the_process(tmp_path: Path) -> None:
+    """It would be of no use, and the worker is given no other one while it lives."""
+
+    async def main() -> None:
+        async with world(tmp_path) as there:
+            with there.give() as program:
+                await there.has(1)
+                there.worker.sock.send(b"what no worker says")
+                assert await ended(program)
+            while True:
+                try:
+                    await there.supervisor.receive()
+                except ipc.LinkBroken:
+                    break
+
+    run(main())
+
+
 def test_a_fault_in_taking_flows_ends_the_process_and_with_it_all_of_them(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path) as there:

@@ -15,7 +15,8 @@ from lab import kernel
 from lab.conftest import NewGate
 from lab.gate import Bubble, Gate, python
 from lab.packet_peer import Peer, Wires
-from lab.stops import Scene, Stop, Stops
+from lab.shortage import RESOURCES, short_of
+from lab.stops import NAME, NOBODY, Scene, Stop, Stops
 from lab.test_losses import FLAPS, WAYS
 from lab.test_steps import of_kind
 from lab.test_tunnel import assert_served
@@ -130,6 +131,52 @@ def _stop_or_end(stops: Stops, bubble: Bubble) -> Stop | None:
 
 def _all_end(pids: list[int]) -> None:
     kernel.until("all of it ends", lambda: not any(map(kernel.is_alive, pids)))
+
+
+PROCESSES = {
+    "mtls": ("worker", "holder", "supervisor"),
+    "inspecting": ("worker", "inspector", "supervisor"),
+    "wireguard": ("worker", "wireguard", "packet_holder", "wireguard-go", "supervisor"),
+}
+
+
+@pytest.mark.parametrize("what", RESOURCES)
+@pytest.mark.parametrize("kind", PROCESSES)
+def test_every_process_short_of_something(
+    new_gate: NewGate, peer: Peer, wires: Wires, kind: str, what: str
+) -> None:
+    """Each in turn has no more descriptors or memory while many connections come: nothing leaves, whoever
+    ends is replaced, and all is good when there is enough again."""
+    gate = new_gate(**of_kind(kind, peer)).attested()
+    with Scene(gate, wires) as scene:
+        for name in PROCESSES[kind]:
+            pid = of_name(gate, name)
+            with short_of(what, pid):
+                flood = gate.bubble(*python("flood", NAME, "80", "600"))
+                if what == "descriptors" and name != "supervisor":
+                    scene.denied()
+                kernel.until("it is opened or refused", lambda: ended(flood))  # noqa: B023  of this turn
+                scene.probed()
+                scene.quiet(name)
+                print(kind, what, name, "goes on" if kernel.is_alive(pid) else "ended", flood.lines())
+            flood.end()
+            if not kernel.is_alive(gate.pid):
+                scene.kill_daemon()
+                scene.start_with(NOBODY)
+            scene.served()
+
+
+def of_name(gate: Gate, name: str) -> int:
+    """A process of a gate."""
+    if name == "supervisor":
+        return gate.pid
+    below = kernel.descendants(gate.pid)
+    return next((pid for pid in below if kernel.command_of(pid).startswith(name)), 0) or gate.child(name)
+
+
+def ended(flood: Bubble) -> bool:
+    """Whether it has said how many it opened, or was not let in."""
+    return bool(flood.lines()) or flood.process.poll() is not None
 
 
 def test_flaps(new_gate: NewGate, peer: Peer, wires: Wires) -> None:

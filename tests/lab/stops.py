@@ -129,6 +129,16 @@ class Scene:
         found = kernel.until("a process stands at a step, or all is served", look)
         return found if isinstance(found, Stop) else None
 
+    def denied(self) -> None:
+        """The asking program is refused, or hears nothing, once after this call."""
+        self.asking.lines()
+        at = len(self.asking.heard)
+
+        def look() -> bool:
+            return any("status 200" not in line for line in self.asking.lines()[at:])
+
+        kernel.until("the program of before is refused", look)
+
     def probed(self) -> None:
         """Both have tried again since this call."""
         for one in (self.trying, self._outside):
@@ -152,7 +162,11 @@ class Scene:
             served = [line for line in self.asking.lines()[at:] if "status 200" in line]
             return len(served) > STRAY
 
-        kernel.until("the program of before is served", look)
+        try:
+            kernel.until("the program of before is served", look)
+        except kernel.NotSeen as error:
+            said = self.asking.heard[-3:], self.asking.complained()[-500:], self.gate.said()[-2000:]
+            raise kernel.NotSeen(f"{error}: {said}") from None
         assert self.trying.process.poll() is None and self.asking.process.poll() is None
         self.probed()
         self.quiet("in the end")

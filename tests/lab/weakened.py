@@ -11,6 +11,7 @@ Two names have no row because the lab does them itself: `bubble` (the program ru
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -76,17 +77,57 @@ def run(command, text=""):
     except n.NamespaceError: pass
 n.run = run
 """
-_IN_INNER_HOLDER = f"""
+# The clocks that can be set, and what the machine slept, as these processes see them: moved by a signal.
+SET_BACK, SET_FORWARD, SLEPT = (signal.SIGRTMIN + number for number in (6, 7, 8))
+_CLOCK = f"""
+import datetime as d, signal, time
+real, moved = time.clock_gettime_ns, {{"wall": 0, "slept": 0}}
+BOOT = time.CLOCK_BOOTTIME
+def gettime_ns(which):
+    wall = moved["wall"] if which == time.CLOCK_REALTIME else 0
+    slept = moved["slept"] if which in (BOOT, time.CLOCK_REALTIME) else 0
+    return real(which) + wall + slept
+time.clock_gettime_ns = gettime_ns
+time.clock_gettime = lambda which: gettime_ns(which) / 1e9
+time.time_ns = lambda: gettime_ns(time.CLOCK_REALTIME)
+time.time = lambda: gettime_ns(time.CLOCK_REALTIME) / 1e9
+true = d.datetime
+class Kind(type):
+    def __instancecheck__(cls, one): return isinstance(one, true)
+class Moved(true, metaclass=Kind):
+    @classmethod
+    def now(cls, tz=None): return true.fromtimestamp(time.time(), tz)
+d.datetime = Moved
+def move(what, by_s):
+    def moving(*_): moved[what] += by_s * 10**9
+    return moving
+signal.signal({SET_BACK}, move("wall", -86400))
+signal.signal({SET_FORWARD}, move("wall", 2 * 86400))
+signal.signal({SLEPT}, move("slept", 3600))
+"""
+_WALL_CLOCK = "import time; time.CLOCK_BOOTTIME = time.CLOCK_REALTIME"
+
+
+def _in_inner_holder(code: str) -> str:
+    """Code for an outer holder, which has its inner one run `code`."""
+    return f"""
 import proxy.sandbox as s
 _told = s.python_command
 def told(*words, **more):
     said = _told(*words, **more)
     at = said.index("-c") + 1
     before, mark, after = said[at].rpartition("from proxy.")
-    said[at] = before + {f"exec({_TOOLS_MAY_FAIL!r}); "!r} + mark + after
+    said[at] = before + {f"exec({code!r}); "!r} + mark + after
     return said
 s.python_command = told
 """
+
+
+def _everywhere(code: str) -> Mapping[str, str]:
+    """Code for every process that goes on."""
+    alike = dict.fromkeys(("cli", "worker", "inspector", "holder"), code)
+    return {**alike, "wireguard": code + "\n" + _in_inner_holder(code)}
+
 
 # A compromised worker: what it tries with the sockets that it was given, and how it asks for names. It says
 # on standard error what came of it, as the errno of each attempt.
@@ -205,6 +246,7 @@ ATTACKS: Mapping[str, Mapping[str, str]] = {
     "aim": {"worker": _AIM},
     "ask-names": {"worker": _ASK_NAMES},
     "little-memory": {"inspector": _LITTLE_MEMORY},
+    "clock": _everywhere(_CLOCK),
 }
 
 # name -> (module -> code run in that process before its main). "cli" is the command itself.
@@ -238,8 +280,9 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
     },
     "tools": {
         "cli": _TOOLS_MAY_FAIL,
-        "wireguard": _IN_INNER_HOLDER,
+        "wireguard": _in_inner_holder(_TOOLS_MAY_FAIL),
     },
+    "boot-clock": _everywhere(_WALL_CLOCK),
     "lock": {
         "cli": "import proxy.crew as c\n"
         "async def lock(self, words): return 0\n"
