@@ -59,7 +59,7 @@ def open_ears(loaded: Loaded, there: Iterable[Ear] = ()) -> tuple[Ear, ...]:
     new: list[socket.socket] = []
     ears: list[Ear] = []
     try:
-        for name, listener in loaded.site.listeners.items():
+        for name, listener in sorted(loaded.site.listeners.items()):
             sock = bound.get((listener.address, listener.port))
             if sock is None:
                 new.append(sock := _bound(listener))

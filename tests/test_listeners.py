@@ -219,11 +219,11 @@ def test_a_listener_is_bound_and_handed_over_with_its_logins(site: MakeSite, tmp
 
 def test_an_address_that_is_taken_is_said_and_nothing_stays_bound(site: MakeSite, tmp_path: Path) -> None:
     one, other = free_port(), free_port()
-    two = f"{WEB % one}\n  more: {{kind: socks5, address: '127.0.0.1:{other}', zone: corporate, auth: none}}"
+    two = f"{WEB % one}\n  worse: {{kind: socks5, address: '127.0.0.1:{other}', zone: corporate, auth: none}}"
     logins(tmp_path)
     both = load_site(site(two.replace("'", '"'), ALICE + ALICE.replace("alice", "anonymous")))
     with socket.create_server(("127.0.0.1", other)):
-        with pytest.raises(SiteError, match='listener "more" cannot listen on'):
+        with pytest.raises(SiteError, match='listener "worse" cannot listen on'):
             listeners.open_ears(both)
         with socket.socket() as sock:
             assert sock.connect_ex(("127.0.0.1", one)) != 0
