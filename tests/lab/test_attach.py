@@ -15,7 +15,7 @@ import pytest
 
 from lab import kernel
 from lab.conftest import AS_ROOT, NewGate, Watch
-from lab.gate import PROGRAMS, Bubble, Gate, started
+from lab.gate import PROGRAMS, Bubble, Gate, python, started
 from lab.kernel import Place
 from lab.world import INTRANET, PUBLIC, RESOLVER
 
@@ -144,6 +144,16 @@ def test_a_container_is_served(gate: Gate, watch: Watch, kind: str) -> None:
         kernel.until("status forgets it", lambda: not any(b["attached"] for b in gate.status()["bubbles"]))
         there.attach().says("is zone corporate")
         assert there.asks() == "heard the intranet", "and it may be attached again"
+    watch.only_the_gateway()
+
+
+def test_datagrams_are_refused_at_once(gate: Gate, watch: Watch) -> None:
+    """A zone whose tunnels are all mtls carries none: a program hears so, and can use TCP."""
+    with container(gate, "unshare") as there:
+        there.attach().says("is zone corporate")
+        for target in (INTRANET, PUBLIC):
+            done = kernel.run(_in(there), python("datagrams", "refused", target, "7100"))
+            assert done.out == "EHOSTUNREACH at once\n", done
     watch.only_the_gateway()
 
 

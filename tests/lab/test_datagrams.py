@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 
 from lab import kernel
 from lab.conftest import AS_ROOT, WITHOUT, NewGate
-from lab.gate import LAB_RULES, Gate, Settings, python, remove
+from lab.gate import LAB_RULES, Gate, Settings, python, remove, started
 from lab.kernel import Place
 from lab.packet_peer import NETWORKS, OTHER, SHARED, Peer
 from lab.wire import Frame, Wire
@@ -198,3 +199,44 @@ def test_nothing_leaves(gate: Gate) -> None:
     assert done.out, done
     result = json.loads(done.out)
     assert done.code == 0, [row for row in result["attempts"] if row["verdict"] in ("leak", "not shown")]
+
+
+ATTACHED = "lab-datagrams"
+
+
+@pytest.fixture
+def attached(gate: Gate) -> Iterator[Place]:
+    """A namespace by name, as `ip netns add` makes it, that is attached; in it, as `ip netns exec` is."""
+    root, path = gate.host.root, f"/run/netns/{ATTACHED}"
+    network = kernel.new_network()
+    there = f"/proc/{os.getpid()}/fd/{network}"
+    try:
+        made = kernel.run(
+            root, ["sh", "-ec", f"mkdir -p /run/netns; touch {path}; mount --bind {there} {path}"]
+        )
+        assert made.code == 0, made
+        place = Place(root.network, root.mounts, 0, gate.environment)
+        attaching = started(gate, place, gate.command("attach", "--netns", ATTACHED))
+        try:
+            attaching.says("is zone corporate")
+            yield Place(network, root.mounts)
+        finally:
+            attaching.end()
+    finally:
+        kernel.run(root, ["sh", "-c", f"umount {path}; rm -f {path}"])
+        os.close(network)
+
+
+@AS_ROOT
+@pytest.mark.usefixtures("quiet")
+def test_in_a_namespace_that_is_attached(gate: Gate, attached: Place) -> None:
+    """As in a bubble: by name and by address, answered by whom was asked, refused at once otherwise."""
+    for target in (NAME, INTRANET, INTRANET6):
+        done = kernel.run(attached, python("datagrams", "ask", target, str(PORT)))
+        assert done.out == "answered\n", done
+    (listed,) = [one["id"] for one in gate.status()["bubbles"] if one["attached"]]
+    record = gate.record("verdict", lambda row: row["bubble"] == listed and row["name"] == NAME)
+    assert (record["user"], record["protocol"], record["verdict"]) == ("root", "udp", "tunnel")
+    for target, port in ((NAME, OTHER_PORT), (PUBLIC, PORT)):
+        done = kernel.run(attached, python("datagrams", "refused", target, str(port)))
+        assert done.out in REFUSED, done
