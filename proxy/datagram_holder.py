@@ -29,6 +29,7 @@ from proxy.messages.worker import Sealed
 from proxy.namespaces import cookie
 
 MOST, MOST_OF_CLIENT = 1024, 256
+OTHER_DESCRIPTORS = 64
 PER_TURN = 64  # then the loop's other sockets have their turn
 DATAGRAM_BYTES = 65_536
 
@@ -85,6 +86,8 @@ class Desk:
     def __init__(self, hold: HoldAssociations, worker: Link[Associate]) -> None:
         self._hold, self._worker = hold, worker
         self._of_client: Counter[str] = Counter()
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = min(MOST, (descriptors - OTHER_DESCRIPTORS) // 2)
 
     async def serve(self) -> None:
         """Answer until the worker is gone. Raises LinkBroken."""
@@ -102,7 +105,7 @@ class Desk:
 
     def _associate(self, wanted: Associate, shown: int) -> None:
         own, client = ends_of(shown, self._hold)
-        if self._of_client.total() >= MOST or self._of_client[client] >= MOST_OF_CLIENT:
+        if self._of_client.total() >= self._most or self._of_client[client] >= MOST_OF_CLIENT:
             raise NoAssociation("there are too many associations")
         if not 0 <= wanted.port < 65_536:
             raise NoAssociation("there is no such port")

@@ -80,6 +80,9 @@ def datagram_holder_filter() -> bytes:
         refuse, "socket", seccomp.Arg(2, seccomp.NE, 0)
     )  # a socket of ICMP is one of datagrams too
     rules.add_rule(refuse, "socketpair", seccomp.Arg(0, seccomp.NE, _AF_UNIX))
+    # A pair of datagrams can be sent from to any abstract Unix socket, of which the host's network has some.
+    of_datagrams = seccomp.Arg(1, seccomp.MASKED_EQ, _SOCK_TYPE_MASK, _SOCK_DGRAM)
+    rules.add_rule(refuse, "socketpair", of_datagrams)
     _forbid_namespaces(rules)
     _allow_options(rules, ())
     return _program(rules)

@@ -143,7 +143,7 @@ class Associations:
             del self._open[gone]
         if (found := self._exchanges.get(address)) is None:
             room: Callable[[], bool] = lambda: len(made) < self._most and self._room()  # noqa: E731
-            found = made = Exchanges(min(MOST, self._most // 2), room, _new_exchange, self._serve)
+            found = made = Exchanges(max(1, min(MOST, self._most // 2)), room, _new_exchange, self._serve)
             self._exchanges[address] = found
         return found
 
