@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from proxy import ipc
 
@@ -92,6 +92,14 @@ class Link[M]:
             self._queued_descriptors -= len(fds)
             ipc.close_all(fds)
         self._loop.remove_writer(self.sock)
+
+    async def hear(self, take: Callable[[M, list[int]], None]) -> None:
+        """Give `take` each message and its descriptors, until the link is of no more use."""
+        try:
+            while True:
+                take(*await self.receive())
+        except ipc.LinkBroken:
+            return
 
     async def receive(self) -> tuple[M, list[int]]:
         """The next message and its descriptors; ipc.LinkBroken when there will be none."""

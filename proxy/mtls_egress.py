@@ -12,7 +12,6 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 
-from proxy import ipc
 from proxy.channel.connect import ConnectionEnded, ConnectRefused, connect_through
 from proxy.channel.plain import Backlog
 from proxy.channel.tls import SaidNothing, TlsChannel, tls_client
@@ -60,14 +59,10 @@ class MtlsEgress(Egress):
         """See Egress."""
         link = self._link
         assert link is not None
-        try:
-            while True:
-                answer, fds = await link.receive()
-                self._deliver(answer, fds)
-        except ipc.LinkBroken:
-            if self._link is link:
-                self._link = None
-                self._fail_all()
+        await link.hear(self._deliver)
+        if self._link is link:
+            self._link = None
+            self._fail_all()
 
     def _deliver(self, answer: Dialled, fds: list[int]) -> None:
         for fd in fds:

@@ -69,14 +69,10 @@ class PacketEgress(Egress):
         """See Egress."""
         link = self._link
         assert link is not None
-        try:
-            while True:
-                answer, fds = await link.receive()
-                self._deliver(answer, fds)
-        except ipc.LinkBroken:
-            if self._link is link:
-                self._link = None
-                self._fail_all()
+        await link.hear(self._deliver)
+        if self._link is link:
+            self._link = None
+            self._fail_all()
 
     def _deliver(self, answer: Connected, fds: list[int]) -> None:
         waiter = self._waiting.pop(answer.number, None)

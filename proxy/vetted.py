@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 from proxy import first_bytes
+from proxy.channel.around import Around
 from proxy.channel.plain import Channel, NotAdmitted
 from proxy.flow import Missing, Protocol
 from proxy.flow_table import OpenFlow
@@ -25,14 +26,14 @@ class Disproved(NotAdmitted):
     """The first bytes are not what the flow was admitted as; one line."""
 
 
-class Vetted:
+class Vetted(Around):
     """`channel`, whose first bytes go through `vet`: it returns whether it has seen enough, and raises
     Disproved. `vet(data, True)` is the last call: nothing more will come."""
 
-    __slots__ = ("_channel", "_vet")
+    __slots__ = ("_vet",)
 
     def __init__(self, channel: Channel, vet: Callable[[bytes, bool], bool]) -> None:
-        self._channel = channel
+        super().__init__(channel)
         self._vet: Callable[[bytes, bool], bool] | None = vet
 
     async def read(self) -> bytes:
@@ -50,34 +51,6 @@ class Vetted:
             raise Disproved("its first message has no end") from None
         self._vet = None
         return data
-
-    def unread(self, data: bytes) -> None:
-        """See Channel."""
-        self._channel.unread(data)
-
-    async def write(self, data: bytes) -> None:
-        """See Channel."""
-        await self._channel.write(data)
-
-    async def write_eof(self) -> None:
-        """See Channel."""
-        await self._channel.write_eof()
-
-    def guard(self, admitted: Callable[[], bool]) -> None:
-        """See Channel."""
-        self._channel.guard(admitted)
-
-    async def drain(self, time_limit_s: float) -> None:
-        """See Channel."""
-        await self._channel.drain(time_limit_s)
-
-    def abort(self) -> None:
-        """See Channel."""
-        self._channel.abort()
-
-    async def close(self) -> None:
-        """See Channel."""
-        await self._channel.close()
 
 
 def vetted_client(client: Channel, entry: OpenFlow) -> Channel:

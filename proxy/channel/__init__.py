@@ -9,6 +9,7 @@ to which seccomp forbids them.
     tls        TLS 1.3 over a plain channel; who the peer is
     contexts   what TLS both ends agree to
     connect    HTTP/1.1 CONNECT through a channel, and the probe
+    around     a channel that does what another does
     lingering  one last thing that a peer reads, whatever it was still saying
 """
 

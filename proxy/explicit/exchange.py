@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from proxy import refusals
+from proxy.channel.around import Around
 from proxy.channel.head import BadHead, Head, read_head
 from proxy.channel.plain import Aborted, Channel, Reset
 from proxy.explicit.bodies import BadBody, Body
@@ -214,11 +215,12 @@ class Exchange(Answering):
         self._over.set()
 
 
-class _Response:
+class _Response(Around):
     """The destination's side of an exchange, as the relay has it."""
 
     def __init__(self, exchange: Exchange, channel: Channel) -> None:
-        self._exchange, self._channel = exchange, channel
+        super().__init__(channel)
+        self._exchange = exchange
         self._body: Body | None = None
 
     async def read(self) -> bytes:
@@ -257,31 +259,7 @@ class _Response:
                 return found.onward
         raise BadResponse("it announces its answer and gives none")
 
-    def unread(self, data: bytes) -> None:
-        """See Channel."""
-        self._channel.unread(data)
-
-    async def write(self, data: bytes) -> None:
-        """See Channel."""
-        await self._channel.write(data)
-
     async def write_eof(self) -> None:
         """See Channel. A client that says no more is told of; a response that is over ends by `close`."""
         if not self._exchange.is_over():
             await self._channel.write_eof()
-
-    def guard(self, admitted: Callable[[], bool]) -> None:
-        """See Channel."""
-        self._channel.guard(admitted)
-
-    async def drain(self, time_limit_s: float) -> None:
-        """See Channel."""
-        await self._channel.drain(time_limit_s)
-
-    def abort(self) -> None:
-        """See Channel."""
-        self._channel.abort()
-
-    async def close(self) -> None:
-        """See Channel."""
-        await self._channel.close()
