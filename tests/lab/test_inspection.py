@@ -119,9 +119,9 @@ def test_a_large_upload_is_kept_nowhere(gate: Gate, version: str = "--http2") ->
     """Whatever its size, an inspector holds little of it; LAB_UPLOAD_MIB makes it larger."""
     curl(gate, version, f"https://{NAME}/")
     before = most_memory(inspector(gate))
-    size = f"head -c {UPLOAD_MIB}M /dev/zero"
-    send = f"curl -sS -m 300 {version} -X POST -T - https://{NAME}/upload"
-    done = gate.run("sh", "-c", f"{size} | {send}", limit_s=400)
+    size, limit_s = f"head -c {UPLOAD_MIB}M /dev/zero", 300 + UPLOAD_MIB
+    send = f"curl -sS -m {limit_s} {version} -X POST -T - https://{NAME}/upload"
+    done = gate.run("sh", "-c", f"{size} | {send}", limit_s=limit_s + 20)
     digest = hashlib.sha256()
     for _ in range(UPLOAD_MIB):
         digest.update(bytes(1 << 20))
