@@ -60,7 +60,11 @@ class HandingOver:
         else:
             here, there = socket.socketpair()
             carried = _Carried(here, self._backlog)
-            self._give(message, there, first)
+            try:
+                self._give(message, there, first)
+            except BaseException:
+                carried.abort()
+                raise
             await relay(client, carried, admitted=lambda: True, budgets=(), counts=Counts())
         return None
 
