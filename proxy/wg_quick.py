@@ -56,7 +56,7 @@ class Imported:
             "dns": json.dumps(self.dns) if self.dns else "",
             "mtu": self.mtu,
             "keepalive": self.keepalive,
-            "probe": probe,
+            "probe": json.dumps(probe) if probe else "",
         }
         lines = [f"    {key}: {value}\n" for key, value in rows.items() if value]
         if not self.dns and not probe:

@@ -173,4 +173,4 @@ def test_without_a_resolver_a_probe_must_be_named(there: Path) -> None:
     assert code == 2 and "--probe" in said
     code, said = run(there, "--name", "hq", "--probe", "icmp 10.8.0.1")
     assert code == 0, said
-    assert "probe: icmp 10.8.0.1" in (there / "zonegate.yaml").read_text()
+    assert 'probe: "icmp 10.8.0.1"' in (there / "zonegate.yaml").read_text()
