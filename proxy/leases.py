@@ -52,7 +52,7 @@ class Leases:
         """Use a new certificate for the connections that come."""
         egress = self.egresses[tunnel]
         if isinstance(egress, MtlsEgress):
-            egress.show(_context(egress.setup, ca, certificate, key))
+            egress.show(_context(ca, certificate, key))
 
     def take(self, lease: Lease) -> None:
         """What is proved of a tunnel now. Flows of an earlier run of leases are cut."""
@@ -86,9 +86,9 @@ def boot_ns() -> int:
 def _egress(setup: TunnelSetup, given: Iterator[int], backlog: Backlog) -> Egress:
     if setup.packets is not None:
         return PacketEgress(setup.name, setup.packets, backlog, boot_ns)
-    return MtlsEgress(setup, _context(setup, next(given), next(given), next(given)), backlog, boot_ns)
+    return MtlsEgress(setup, _context(next(given), next(given), next(given)), backlog, boot_ns)
 
 
-def _context(setup: TunnelSetup, ca: int, certificate: int, key: int) -> ssl.SSLContext:
+def _context(ca: int, certificate: int, key: int) -> ssl.SSLContext:
     with private_files(certificate=ipc.read_file(certificate), key=ipc.read_file(key)) as files:
         return client_context(ca_pem=ipc.read_file(ca).decode(), **files)

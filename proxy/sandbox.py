@@ -25,10 +25,6 @@ _USERNS_SETTINGS = (
 )
 
 
-class Unsupported(Exception):
-    """This machine cannot keep the promise; the message is one line and names the cure."""
-
-
 def missing() -> list[str]:
     """What this machine lacks for structural enforcement, a line each with its cure; empty when nothing."""
     problems = not_installed(("bwrap", "bubblewrap"), ("nft", "nftables"), ("ip", "iproute2"))

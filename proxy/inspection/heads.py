@@ -133,7 +133,7 @@ def read_trailers(fields: Fields) -> None:
             raise Improper(f'it has "{name:.40}" behind its body, where it does not belong')
 
 
-def read_response(asked: Asked, *, status: int, version: int, fields: Fields) -> Answered:
+def read_response(asked: Asked, *, status: int, fields: Fields) -> Answered:
     """The facts of a response to `asked`. Raises Improper."""
     of = _checked(fields)
     if status == 101:

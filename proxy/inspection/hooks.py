@@ -168,7 +168,6 @@ class Hooks:
             answered = read_response(
                 exchange.asked,
                 status=response.status_code,
-                version=2 if response.is_http2 else 1,
                 fields=response.headers.fields,
             )
             refused = self._judging.answered(exchange, answered)

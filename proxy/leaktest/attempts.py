@@ -27,7 +27,7 @@ KERNEL_FILES = (
     "/sys/kernel/uevent_helper", "/proc/sys/net/ipv4/ip_forward",
 )  # fmt: skip
 ON_LINK = "10.254.78.1"  # the other end of the control's way out
-MPTCP, SCTP, DCCP, UDP_LITE = 262, 132, 33, 136
+MPTCP, SCTP, UDP_LITE = 262, 132, 136
 # Options of a loose and a strict source route (RFC 791), and a segment routing header (RFC 8754).
 _LOOSE, _STRICT, _SEGMENTS = 0x83, 0x89, 4
 

@@ -124,7 +124,6 @@ def line_axis(
     high: int,
     *,
     never: bool = False,
-    prefer: int | None = None,
 ) -> Axis:
     wanted = unique(bounds)
     cuts = sorted({low} | {c for b in wanted for c in (b.low, b.high + 1)} - {high + 1})

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
-from ipaddress import ip_network
 from typing import Literal
 
 from proxy.flow import Verdict
@@ -21,7 +20,6 @@ from proxy.policy.model import REQUEST_ATTRIBUTES, Entry, Match, Rule
 from proxy.policy.prove import Finding, Prover
 from proxy.policy.source import Problem, Problems, Where
 
-_PRIVATE = tuple(ip_network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
 _WIDE = 8
 
 type Severity = Literal["error", "warning", "note"]

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
 import idna
 from publicsuffixlist import PublicSuffixList
 
-from proxy.addresses import IPNetwork, inner, parse_host, parse_ipv4, parse_name
+from proxy.addresses import IPNetwork, inner, parse_host, parse_name
 from proxy.policy.model import MAX_SIZE, Bounds, Condition, Span
 from proxy.policy.reading import parse_size
 
@@ -223,11 +223,3 @@ def parse_date(text: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise ValueError(f'"{text}" is not a date; write it as in 2027-03-31') from None
-
-
-def parse_literal(text: str) -> IPv4Address | IPv6Address:
-    """An address, never a name."""
-    host = parse_host(text)
-    if isinstance(host, str):
-        return parse_ipv4(host)
-    return host

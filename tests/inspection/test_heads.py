@@ -138,12 +138,12 @@ def test_a_websocket_is_accepted_by_its_own_key() -> None:
     asked = ask(*WEBSOCKET)
     assert accept_of(asked.websocket_key) == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
     fields = [(b"upgrade", b"websocket"), (b"sec-websocket-accept", accept_of(asked.websocket_key).encode())]
-    assert read_response(asked, status=101, version=1, fields=fields) == Answered(UNKNOWN, UNKNOWN, False)
+    assert read_response(asked, status=101, fields=fields) == Answered(UNKNOWN, UNKNOWN, False)
     for wrong in ([], fields[:1], [*fields, (b"sec-websocket-extensions", b"permessage-deflate")]):
         with pytest.raises(Improper):
-            read_response(asked, status=101, version=1, fields=wrong)
+            read_response(asked, status=101, fields=wrong)
     with pytest.raises(Improper):
-        read_response(ask(HOST), status=101, version=1, fields=fields)
+        read_response(ask(HOST), status=101, fields=fields)
 
 
 @pytest.mark.parametrize("left_out", range(1, len(WEBSOCKET)))
@@ -159,10 +159,10 @@ def test_a_websocket_asks_properly_or_not_at_all(left_out: int) -> None:
 def test_facts_of_an_answer() -> None:
     asked = ask(HOST)
     length, kind = (b"content-length", b"5"), (b"content-type", b"a/b")
-    assert read_response(asked, status=200, version=1, fields=[length, kind]) == Answered("a/b", 5, True)
-    assert read_response(asked, status=200, version=1, fields=[CHUNKED]) == Answered(FAILED, UNKNOWN, True)
-    assert not read_response(asked, status=304, version=1, fields=[length]).has_body
-    assert not read_response(ask(HOST, method="HEAD"), status=200, version=1, fields=[length]).has_body
+    assert read_response(asked, status=200, fields=[length, kind]) == Answered("a/b", 5, True)
+    assert read_response(asked, status=200, fields=[CHUNKED]) == Answered(FAILED, UNKNOWN, True)
+    assert not read_response(asked, status=304, fields=[length]).has_body
+    assert not read_response(ask(HOST, method="HEAD"), status=200, fields=[length]).has_body
     for status, fields in ((103, []), (200, [length, length]), (200, [(b"content-length", b"5, 5")])):
         with pytest.raises(Improper):
-            read_response(asked, status=status, version=1, fields=fields)
+            read_response(asked, status=status, fields=fields)
