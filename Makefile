@@ -6,7 +6,7 @@ BIN   := $(VENV)/bin
 RUN_TOOLS  := bwrap:bubblewrap nft:nftables ip:iproute2 libseccomp.so.2:libseccomp2 curl:curl wg:wireguard-tools wireguard-go:wireguard-go
 TEST_TOOLS := openssl:openssl git:git ssh:openssh-client sshd:openssh-server tcpdump:tcpdump dig:bind9-dnsutils tmux:tmux setpriv:util-linux wget:wget npm:npm nc.openbsd:netcat-openbsd /usr/lib/python3/dist-packages/requests:python3-requests /usr/lib/python3/dist-packages/httpx:python3-httpx /usr/lib/python3/dist-packages/socks.py:python3-socks systemd-analyze:systemd haproxy:haproxy tinyproxy:tinyproxy-bin apache2:apache2-bin squid:squid-openssl chromium:chromium node:nodejs iperf3:iperf3 crun:crun
 
-.PHONY: help demo test lab-long lint fuzz setup setup-test debian-run debian-test clean
+.PHONY: help demo test lab-long lint fuzz bench setup setup-test debian-run debian-test clean
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t16
 
@@ -28,6 +28,9 @@ lint: setup-test ## ruff, mypy strict, the floors
 fuzz: setup-test ## atheris gives junk to the heads of HTTP and SOCKS for FUZZ seconds (300)
 	$(BIN)/pip install --quiet --disable-pip-version-check atheris==3.1.0
 	cd tests && ../$(BIN)/python explicit_fuzz.py $(or $(FUZZ),300)
+
+bench: setup-test ## what the gate costs in front of a WireGuard tunnel, beside the tunnel alone; as root
+	$(BIN)/python bench/wireguard.py $(BENCH)
 
 setup: debian-run $(VENV)/.run ## .venv with zonegate, and the Debian packages it needs
 setup-test: debian-run debian-test $(VENV)/.test

@@ -26,9 +26,10 @@ GATE_PORT = 15001
 DNS_PORT = 53
 # The zone's own addresses: carrier-grade NAT (RFC 6598) and a unique local address (RFC 4193).
 OWN_V4, OWN_V6 = "100.64.0.1", "fd00:7a67:1::1"
-BACKLOG = 4096
+BACKLOG, EAR_BYTES = 4096, 4 << 20
 
 SO_NETNS_COOKIE = 71  # linux/socket.h, since 5.14
+SO_RCVBUFFORCE = 33  # socket(7)
 IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
 IP_PKTINFO, IPV6_RECVPKTINFO = 8, 49
 IP_ORIGDSTADDR, IPV6_ORIGDSTADDR = 20, 74  # as an option they ask for it: linux/in.h, linux/in6.h
@@ -247,6 +248,7 @@ def open_datagram_ears() -> list[socket.socket]:
     for family, anywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
         sock, usable = _socket(family, socket.SOCK_DGRAM)
         _transparent(sock)
+        _make_room(sock)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_ORIGDSTADDR, 1)
         else:
@@ -273,6 +275,14 @@ def _socket(
     if family == socket.AF_INET6 and kind != socket.SOCK_RAW:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     return sock, True
+
+
+def _make_room(sock: socket.socket) -> None:
+    """For what all programs of a bubble send while the worker is busy: as much as this process may have."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, EAR_BYTES)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, EAR_BYTES)
 
 
 def _transparent(sock: socket.socket) -> None:

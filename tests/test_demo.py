@@ -24,6 +24,10 @@ site.POLICY = Path(sys.argv.pop(1))
 from proxy.cli import main
 main()
 """
+_WITHOUT_WIREGUARD = """
+from proxy import sandbox
+sandbox.missing_for_wireguard = lambda **_: ["no wireguard-go"]
+"""
 STEPS = 9
 
 
@@ -75,6 +79,12 @@ def test_a_part_that_is_broken_is_seen_and_ends_it_with_1(place: Path) -> None:
     assert "blocked by default" in broken[2]
     assert done.stdout.count("✓") == STEPS - 1
     assert list(place.iterdir()) == []
+
+
+def test_without_wireguard_another_tunnel_is_taken_and_why_is_said(place: Path) -> None:
+    done = demo(place, "-c", _WITHOUT_WIREGUARD + _WITH_POLICY, str(place / "nowhere.policy.yaml"), tunnel="")
+    assert done.stdout.startswith("The tunnel is an mtls one, since WireGuard is not here: no wireguard-go\n")
+    assert "nowhere.policy.yaml" in done.stderr, "and it goes on"
 
 
 def test_a_policy_that_cannot_be_read_is_told_with_the_gates_own_words(place: Path) -> None:

@@ -264,6 +264,17 @@ print(json.dumps([said, attempt(2, 1, "203.0.113.9"), attempt(10, 1, "2001:db8::
     assert v6 in (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EADDRNOTAVAIL)
 
 
+def test_the_ears_for_datagrams_have_room_for_a_burst() -> None:
+    """One hears all programs of a zone: it has more room than a socket of which nobody thought."""
+    code = """
+def room(sock):
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+usual = room(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+print(json.dumps([room(ear) > usual for ear in namespaces.open_datagram_ears()[:2]]))
+"""
+    assert within(ZONE, code) == [True, True]
+
+
 def test_a_tool_that_is_not_there_is_named_with_the_cure() -> None:
     with pytest.raises(namespaces.NamespaceError, match=r"no-such-tool could not be run.*is it installed"):
         namespaces.run(["no-such-tool"], "")

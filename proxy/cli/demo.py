@@ -48,6 +48,8 @@ def command(once: bool, tunnel: str | None) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # however it ends, it takes everything with it
         signal.signal(number, signal.default_int_handler)
     console = Console(highlight=False, soft_wrap=True)
+    if tunnel is None and lacking:
+        console.print(Text(f"The tunnel is an mtls one, since WireGuard is not here: {'; '.join(lacking)}"))
     stays = not once and sys.stdout.isatty()
     with tempfile.TemporaryDirectory(prefix="zonegate-demo-") as directory:
         usual = _free_place() if stays else None
