@@ -25,7 +25,7 @@ from proxy.inner import FORWARDED
 from proxy.messages.admin import TO_COMMAND, Denied, Enter, Entered, Leave
 from proxy.terminal import Stdio
 
-ADMIN_LIMIT_S = 10.0
+ADMIN_LIMIT_S, ENTER_LIMIT_S = 10.0, 45.0  # a daemon that is busy may first have to start a worker
 LOOK_EVERY_S = 0.2  # for a new daemon, and for the terminal's foreground
 DENIED_PAUSE_S = 5.0
 GRACE_S = 5.0
@@ -80,7 +80,7 @@ class Daemon:
 
     def present(self, pid: int) -> Entered:
         """Show the daemon the process of the bubble, a child; RunError or LinkBroken if it is not served."""
-        self.link = connect(self.sockets)
+        self.link = connect(self.sockets, ENTER_LIMIT_S)
         ipc.send(self.link, self._enter(pid))
         answer, _ = ipc.receive(self.link, ANSWERS)
         if isinstance(answer, Denied):
@@ -100,7 +100,7 @@ class Daemon:
         except (RunError, ipc.LinkBroken, OSError):
             self.lost(now)
         else:
-            self.next_step_at = now + ADMIN_LIMIT_S
+            self.next_step_at = now + ENTER_LIMIT_S
 
     def hear(self, now: float) -> bool:
         """Take what the daemon says; whether it says that the bubble must end."""

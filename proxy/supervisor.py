@@ -50,6 +50,7 @@ from proxy.site import Loaded, SiteError
 from proxy.tunnels.keeper import Keeper
 
 LEAVE_LIMIT_S = 7.0
+ENTER_LIMIT_S = 20.0  # what a worker may take to start, on a machine that is busy
 
 
 async def supervise(loaded: Loaded, places: Places, *, cooperative: bool) -> bool:
@@ -274,7 +275,7 @@ class Supervisor:
         self.waiting.pop(bubble.id, None)
         self._remember()
         try:
-            async with asyncio.timeout(LEAVE_LIMIT_S):
+            async with asyncio.timeout(ENTER_LIMIT_S):
                 worker = await self._manning.worker_of(post)
             # Only now: a worker that is just beginning serves every bubble that it finds at its post.
             post.bubbles[bubble.id] = bubble

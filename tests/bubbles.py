@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from proxy import ipc
+from proxy import ipc, run
 from proxy.messages.admin import Denied, Enter, Entered
 
 LIMIT_S = 90.0  # nothing here takes as long; a test that gets there fails
@@ -37,7 +37,7 @@ if told["terminal"]:
     fcntl.ioctl(0 if os.isatty(0) else 1, termios.TIOCSCTTY, 0)
 from proxy import run
 from proxy.bubble import View
-run.GRACE_S, run.ADMIN_LIMIT_S = told["grace_s"], told["admin_limit_s"]
+run.GRACE_S, run.ENTER_LIMIT_S = told["grace_s"], told["enter_limit_s"]
 view = View(
     zone="corporate", uid=os.getuid(), gid=os.getgid(), home=Path(told["home"]),
     zone_home=Path(told["zone_home"]), command=told["command"], variables=dict(os.environ),
@@ -142,7 +142,7 @@ class Ground:
         share_home: bool = False,
         x11: bool = False,
         grace_s: float = 5.0,
-        admin_limit_s: float = 10.0,
+        enter_limit_s: float = run.ENTER_LIMIT_S,
     ) -> list[str]:
         """The command line that is `zonegate run -- command` here."""
         told = {
@@ -156,7 +156,7 @@ class Ground:
             "x11": x11,
             "terminal": terminal,
             "grace_s": grace_s,
-            "admin_limit_s": admin_limit_s,
+            "enter_limit_s": enter_limit_s,
         }
         return [sys.executable, "-P", "-W", "error", "-c", _DRIVER, json.dumps(told)]
 

@@ -10,8 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,13 @@ class Gate:
 
     def workers(self) -> list[int]:
         """The workers' processes, once there are any."""
-        while not (found := [worker["pid"] for worker in self.status()["workers"]]):
-            pass
+        found: list[int] = []
+
+        def there_are_some() -> list[int]:
+            found[:] = [worker["pid"] for worker in self.status()["workers"]]
+            return found
+
+        until(there_are_some)
         return found
 
     def processes(self) -> list[int]:
@@ -160,6 +165,23 @@ class Guest:
         self.link.close()
 
 
+def entered(there: Gate, zone: Zone, again: str = "") -> Guest:
+    """A guest that is let in; where the machine is so slow that it is not yet, it asks again."""
+    for _ in range(10):
+        if isinstance((guest := Guest(there, zone, again)).answer, Entered):
+            return guest
+    raise AssertionError(guest.answer)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Ask for something until it is so."""
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it never came to be")
+
+
 def gone(pid: int) -> bool:
     """Whether a process has ended; one that nobody has waited for has, too."""
     try:
@@ -169,7 +191,5 @@ def gone(pid: int) -> bool:
 
 
 def wait_gone(pids: list[int]) -> None:
-    """Until all of them have ended; the test's time limit bounds it."""
-    pause = threading.Event()
-    while not all(map(gone, pids)):
-        pause.wait(0.01)
+    """Until all of them have ended."""
+    until(lambda: all(map(gone, pids)))

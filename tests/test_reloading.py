@@ -7,14 +7,14 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from first_words import request
-from gates import LIMIT_S, Gate, Guest, gate
+from gates import LIMIT_S, Gate, Guest, entered, gate, until
 from own_namespaces import Zone, zone
 
 from proxy import ipc, orders, passwords, reloading
@@ -78,12 +78,6 @@ def edit(there: Gate, name: str, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def until(condition: Callable[[], object]) -> None:
-    """The test's time limit bounds it."""
-    while not condition():
-        pass
-
-
 def heard_by(ground: Zone, host: str = "192.0.2.1") -> str:
     """What a program in the zone is told when it asks a web server."""
     answer = ground.tcp(host, 80, request(host))
@@ -107,7 +101,7 @@ def test_an_edited_policy_is_taken_and_judges_at_once_while_bubbles_and_workers_
     there: Gate, ground: Zone
 ) -> None:
     there.up()
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     workers = there.workers()
     before = status(there)
     assert "no rule matches" in heard_by(ground)
@@ -132,7 +126,7 @@ def test_an_edited_policy_is_taken_and_judges_at_once_while_bubbles_and_workers_
 
 def test_sighup_reloads_and_what_is_wrong_changes_nothing_and_is_told(there: Gate, ground: Zone) -> None:
     there.up()
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     before = status(there)
     edit(there, POLICY, "policy: 1", "policy: 2")
     there.daemon.send_signal(signal.SIGHUP)
@@ -158,7 +152,7 @@ def test_a_tunnel_that_changed_replaces_the_worker_and_one_that_is_new_comes_up(
     there: Gate, ground: Zone
 ) -> None:
     there.up()
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     workers = there.workers()
     edit(there, SITE, "127.0.0.1:", "127.0.0.2:")
     (row,) = order(there, "reload")["workers"]
@@ -181,7 +175,7 @@ def test_a_tunnel_that_changed_replaces_the_worker_and_one_that_is_new_comes_up(
 
 def test_who_may_not_enter_any_more_is_told_and_may_come_back(there: Gate, ground: Zone) -> None:
     there.up()
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     site = (there.directory / SITE).read_text()
     people = site[site.index("people:") :]
     edit(there, SITE, people, 'people:\n  "#4711": {zones: [corporate]}\n')
@@ -197,7 +191,7 @@ def test_who_may_not_enter_any_more_is_told_and_may_come_back(there: Gate, groun
     assert isinstance(again, Denied) and "may not enter" in again.reason
     (there.directory / SITE).write_text(site)
     order(there, "reload")
-    returned = Guest(there, ground, again=guest.bubble)
+    returned = entered(there, ground, again=guest.bubble)
     assert returned.bubble == guest.bubble
     assert "no rule matches" in heard_by(ground)
     assert status(there)["waiting"] == []
@@ -222,7 +216,7 @@ def test_a_zone_that_is_gone_ends_and_a_state_cannot_move(there: Gate, ground: Z
     assert isinstance(refused, Denied) and 'zone "lab" is not in' in refused.reason
     guest.leave()
     assert "lab" not in status(there)["zones"]
-    again = Guest(there, ground, again=guest.bubble)  # else a stop would end this process for it
+    again = entered(there, ground, again=guest.bubble)  # else a stop would end this process for it
     assert again.bubble == guest.bubble, "and elsewhere it is welcome"
     again.leave()
 
@@ -230,7 +224,7 @@ def test_a_zone_that_is_gone_ends_and_a_state_cannot_move(there: Gate, ground: Z
 def test_a_worker_that_does_not_say_that_it_is_locked_is_replaced(there: Gate, ground: Zone) -> None:
     """Stopped, it would go on as before when it is continued."""
     there.up()
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     (sandbox,) = there.workers()
     stopped = [sandbox, *_below(sandbox)]
     for pid in stopped:
@@ -255,7 +249,7 @@ def _below(pid: int) -> list[int]:
 
 def test_a_lock_refuses_in_words_outlives_sigkill_and_is_opened_again(there: Gate, ground: Zone) -> None:
     there.up()
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     code, out, _ = there.run("lock", "--reason", "laptop lost")
     assert (code, out) == (0, "locked; 0 flows cut\n")
     there.daemon.kill()
@@ -263,7 +257,7 @@ def test_a_lock_refuses_in_words_outlives_sigkill_and_is_opened_again(there: Gat
     guest.leave()
     there.up()
     assert [one["reason"] for one in status(there)["locks"]] == ["laptop lost"]
-    guest = Guest(there, ground, again=guest.bubble)  # else a stop would end this process for it
+    guest = entered(there, ground, again=guest.bubble)  # else a stop would end this process for it
     assert "blocked by gate locked" in heard_by(ground) and "laptop lost" in heard_by(ground)
     code, out, _ = there.run("explain", "--to", "http://intranet.corp.example/")
     assert "verdict  block" in out and "because  gate locked" in out
@@ -280,7 +274,7 @@ def test_a_torn_list_of_locks_is_a_locked_gate(there: Gate, ground: Zone) -> Non
     state.mkdir(mode=0o700)
     (state / "locks.json").write_text('[{"zone": ""')
     there.up()
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     assert "locks.json cannot be read" in heard_by(ground)
     order(there, "unlock")
     assert "no rule matches" in heard_by(ground)

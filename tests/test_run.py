@@ -269,7 +269,7 @@ def test_a_bubble_is_adopted_by_the_next_daemon_under_its_old_name(ground: Groun
 def test_a_new_daemon_that_hangs_holds_up_neither_the_program_nor_a_third(ground: Ground) -> None:
     daemon = ground.daemon()
     ours, theirs = socket.socketpair()
-    ground.start("cat", stdin=theirs, stdout=theirs, options={"admin_limit_s": 3600})
+    ground.start("cat", stdin=theirs, stdout=theirs, options={"enter_limit_s": 3600})
     theirs.close()
     daemon.entered.get(timeout=LIMIT_S)
     daemon.close()

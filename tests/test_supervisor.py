@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from first_words import request
-from gates import LIMIT_S, Gate, Guest, gate, wait_gone
+from gates import LIMIT_S, Gate, Guest, entered, gate, until, wait_gone
 from own_namespaces import NOBODY, Zone, namespaces_of, process, zone
 
 from proxy import chain, ipc
@@ -118,15 +118,13 @@ def test_a_state_that_cannot_be_had_is_one_line_and_leaves_no_socket(there: Gate
 
 def test_a_bubble_is_served_while_its_link_lasts(there: Gate, ground: Zone) -> None:
     there.up()
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     assert served(ground)
     (bubble,) = there.status()["bubbles"]
     assert (bubble["id"], bubble["zone"], bubble["pid"]) == (guest.bubble, "corporate", os.getpid())
     guest.leave()
-    while visit(ground) != SHUT:
-        pass
-    while there.status()["bubbles"]:
-        pass
+    until(lambda: visit(ground) == SHUT)
+    until(lambda: not there.status()["bubbles"])
 
 
 def test_who_may_not_enter_hears_why_and_may_ask_again(there: Gate, ground: Zone) -> None:
@@ -138,14 +136,14 @@ def test_who_may_not_enter_hears_why_and_may_ask_again(there: Gate, ground: Zone
     assert isinstance(refused, Denied) and "belongs to another user" in refused.reason
     refused = Guest(there, Zone(other, fds)).answer  # its process has ended
     assert isinstance(refused, Denied) and "cannot be seen" in refused.reason
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     assert served(ground)
     guest.leave()
 
 
 def test_a_namespace_that_is_served_already_is_not_served_twice(there: Gate, ground: Zone) -> None:
     there.up()
-    first = Guest(there, ground)
+    first = entered(there, ground)
     second = Guest(there, ground).answer
     assert isinstance(second, Denied) and "cannot be served" in second.reason
     assert served(ground), "and the first is served as before"
@@ -156,14 +154,12 @@ def test_a_killed_worker_is_replaced_and_serves_the_bubbles_that_were_there(
     there: Gate, ground: Zone
 ) -> None:
     there.up()
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     before = address_of(ground)
     (worker,) = there.workers()
     os.kill(worker, signal.SIGKILL)
-    while there.workers() == [worker]:  # until it is seen to be gone it may serve a last time
-        pass
-    while not served(ground):
-        pass
+    until(lambda: there.workers() != [worker])  # until it is seen to be gone it may serve a last time
+    until(lambda: served(ground))
     assert address_of(ground) == before
     guest.leave()
 
@@ -172,15 +168,14 @@ def test_a_bubble_that_ended_before_the_new_worker_came_is_not_served_by_it(
     there: Gate, ground: Zone
 ) -> None:
     there.up()
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     (worker,) = there.workers()
     os.kill(worker, signal.SIGKILL)
     guest.leave()
     following = Guest(there, ground)  # the same namespace, under another name
     while isinstance(following.answer, Denied):  # it came before the daemon knew of the end of the worker
         following = Guest(there, ground)
-    while not served(ground):
-        pass
+    until(lambda: served(ground))
     assert [bubble["id"] for bubble in there.status()["bubbles"]] == [following.bubble]
     following.leave()
 
@@ -190,31 +185,29 @@ def test_a_bubble_that_ended_before_the_new_worker_came_is_not_served_by_it(
 
 def test_stop_sends_bubbles_home(there: Gate, ground: Zone) -> None:
     there.up()
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     stopping = there.start("stop")
     assert guest.hear() == Leave()
     guest.leave()
     assert stopping.wait(LIMIT_S) == 0
     assert there.ended()[0] == 0
-    while visit(ground) != SHUT:
-        pass
+    until(lambda: visit(ground) == SHUT)
 
 
 def test_kept_bubbles_are_shut_in_and_taken_on_by_the_next_daemon_with_their_names(
     there: Gate, ground: Zone
 ) -> None:
     there.up()
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     told = address_of(ground)
     assert there.run("stop", "--keep-bubbles")[0] == 0
     with pytest.raises(ipc.LinkBroken):
         guest.hear()
     assert there.ended()[0] == 0
     assert there.heard() == "STOPPING=1"
-    while visit(ground) != SHUT:
-        pass
+    until(lambda: visit(ground) == SHUT)
     there.up()
-    again = Guest(there, ground, again=guest.bubble)
+    again = entered(there, ground, again=guest.bubble)
     assert again.bubble == guest.bubble
     assert served(ground)
     assert address_of(ground, "other.example") != told == address_of(ground)
@@ -244,7 +237,7 @@ def test_a_killed_daemon_takes_its_processes_with_it_and_leaves_the_zone_shut(
     there: Gate, ground: Zone
 ) -> None:
     there.up()
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     told = address_of(ground)
     children = there.processes()
     assert len(children) >= 2
@@ -254,7 +247,7 @@ def test_a_killed_daemon_takes_its_processes_with_it_and_leaves_the_zone_shut(
     with pytest.raises(ipc.LinkBroken):
         guest.hear()
     there.up()
-    again = Guest(there, ground, again=guest.bubble)
+    again = entered(there, ground, again=guest.bubble)
     assert (again.bubble, address_of(ground)) == (guest.bubble, told)
     there.daemon.terminate()
     assert again.hear() == Leave()
@@ -266,7 +259,7 @@ def test_a_killed_daemon_takes_its_processes_with_it_and_leaves_the_zone_shut(
 
 def test_a_stopped_daemon_holds_no_bubble_up(there: Gate, ground: Zone) -> None:
     there.up()
-    guest = Guest(there, ground)
+    guest = entered(there, ground)
     os.kill(there.daemon.pid, signal.SIGSTOP)
     assert served(ground)
     os.kill(there.daemon.pid, signal.SIGCONT)
