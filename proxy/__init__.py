@@ -43,6 +43,7 @@ pyproject.toml, and this is what it is about):
     reception, admin, remains              who may enter, the admin socket, what is left
     handing_over, inspection/, inspectors  what is looked into: given away, carried, and who watches that
     gateway/                               the corporate end of mtls
+    sealed                                 the life of a worker's process
     worker, inspector, supervisor          the only places that wire
     attach                                 a namespace that was there before, as a zone
     leaktest/                              every known way out, tried on this machine

@@ -6,6 +6,7 @@ reads no file. From the ground up:
 
     heads        what a request and a response say, strictly; pure
     scans        the scan of one request, beside its judgement
+    exchange     one request that was let through: what may be carried of it
     judging      one connection's requests: judged, recorded, registered, each by itself
     tls          the TLS of both sides
     streams      a channel as mitmproxy wants a reader and a writer

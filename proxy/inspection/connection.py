@@ -24,9 +24,10 @@ from mitmproxy.proxy.server import ConnectionIO, LiveConnectionHandler
 from proxy.channel.plain import Channel
 from proxy.egress import DialFailed, Egress
 from proxy.flow import Because, Origin, Transfer
+from proxy.inspection.exchange import Exchange, Refused
 from proxy.inspection.heads import Destination
 from proxy.inspection.hooks import HOOKS, Go, Hooks
-from proxy.inspection.judging import Exchange, Judging, Refused
+from proxy.inspection.judging import Judging
 from proxy.inspection.pages import page
 from proxy.inspection.streams import Stream
 from proxy.inspection.tls import TlsSides

@@ -45,8 +45,8 @@ from wsproto.events import CloseConnection, Event, Ping, Pong
 
 from proxy.channel.head import BadHead, parse_head
 from proxy.flow import Transfer
+from proxy.inspection.exchange import Exchange, Refused
 from proxy.inspection.heads import MAX_HEAD_BYTES
-from proxy.inspection.judging import Exchange, Refused
 
 EXCHANGE, REFUSED, ENDED = "exchange", "refused", "ended"
 MESSAGE_BYTES = 16 << 20

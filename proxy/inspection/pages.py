@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from mitmproxy import http
 
 from proxy import refusals
+from proxy.inspection.exchange import Refused
 from proxy.inspection.heads import Destination
-from proxy.inspection.judging import Refused
 from proxy.refusals import Notice
 
 

@@ -217,7 +217,7 @@ _read_request = k.read_request
 k.read_request = lambda *a, **more: replace(_read_request(*a, **more), drop=frozenset())
 """,
     "cut-at-the-byte": """
-import proxy.inspection.judging as j
+import proxy.inspection.exchange as j
 def allow(self, transfer, wanted):
     self.counts.add(transfer, wanted)
     return wanted
