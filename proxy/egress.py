@@ -107,7 +107,10 @@ class Egress(ABC):
 
     @abstractmethod
     async def hear_holder(self) -> None:
-        """Hand what the holder makes to those who wait; returns when the holder is gone."""
+        """Hand what the holder makes to those who wait; returns when the holder is gone.
+
+        Raises LinkBroken where it is there and cannot be heard: nobody gives another link to it.
+        """
 
     async def resolve(self, name: str) -> tuple[IPAddress, ...]:
         """The addresses of a canonical name behind the peer; DialFailed in the user's words."""

@@ -41,6 +41,10 @@ class LinkBroken(Exception):
     """The peer is gone or spoke nonsense; the link is of no more use."""
 
 
+class PeerGone(LinkBroken):
+    """Nobody is at the other end any more, or this end was closed."""
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     """Two ends of a new link."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -162,7 +166,7 @@ def transmit(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     except BlockingIOError:
         raise
     except OSError as error:
-        raise LinkBroken(f"the other end is gone ({error.strerror or error})") from error
+        raise PeerGone(f"the other end is gone ({error.strerror or error})") from error
 
 
 def receive[M](sock: socket.socket, accepted: Sequence[type[M]]) -> tuple[M, list[int]]:
@@ -174,7 +178,7 @@ def receive[M](sock: socket.socket, accepted: Sequence[type[M]]) -> tuple[M, lis
     except BlockingIOError:
         raise
     except OSError as error:
-        raise LinkBroken(f"the other end is gone ({error.strerror or error})") from error
+        raise PeerGone(f"the other end is gone ({error.strerror or error})") from error
     fds: list[int] = []
     for level, kind, payload in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -183,7 +187,7 @@ def receive[M](sock: socket.socket, accepted: Sequence[type[M]]) -> tuple[M, lis
             fds.extend(got)
     try:
         if not data:
-            raise LinkBroken("the other end is gone")
+            raise PeerGone("the other end is gone")
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise LinkBroken("a message was cut short")
         message = decode(data, accepted)

@@ -33,9 +33,13 @@ class Leases:
         backlog: Backlog,
         table: FlowTable,
         start: Callable[[Coroutine[None, None, None]], None],
+        end: Callable[[], None],
     ) -> None:
-        """`given` are the descriptors of each tunnel in turn: CA, certificate and key of mtls; its holder."""
-        self._table, self._start = table, start
+        """`given` are the descriptors of each tunnel in turn: CA, certificate and key of mtls; its holder.
+
+        `end` ends this process, for another one to take its place.
+        """
+        self._table, self._start, self._end = table, start, end
         self.egresses: dict[str, Egress] = {}
         fds = iter(given)
         for setup in setups:
@@ -46,7 +50,14 @@ class Leases:
         """Use a new link to the holder of a tunnel."""
         egress = self.egresses[tunnel]
         egress.connect_holder(socket.socket(fileno=fd))
-        self._start(egress.hear_holder())
+        self._start(self._hear(egress))
+
+    async def _hear(self, egress: Egress) -> None:
+        """What its holder sends could not be taken (no descriptor was left for it): there is no way back."""
+        try:
+            await egress.hear_holder()
+        except ipc.LinkBroken:
+            self._end()
 
     def show(self, tunnel: str, ca: int, certificate: int, key: int) -> None:
         """Use a new certificate for the connections that come."""

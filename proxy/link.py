@@ -94,11 +94,11 @@ class Link[M]:
         self._loop.remove_writer(self.sock)
 
     async def hear(self, take: Callable[[M, list[int]], None]) -> None:
-        """Give `take` each message and its descriptors, until the link is of no more use."""
+        """Give `take` each message and its descriptors, until the link has ended. LinkBroken for nonsense."""
         try:
             while True:
                 take(*await self.receive())
-        except ipc.LinkBroken:
+        except ipc.PeerGone:
             return
 
     async def receive(self) -> tuple[M, list[int]]:
@@ -118,7 +118,7 @@ class Link[M]:
             else:
                 self._heard_in_turn += 1
                 return heard
-        raise ipc.LinkBroken("the link is closed")
+        raise ipc.PeerGone("the link is closed")
 
     async def _readable(self) -> None:
         ready: asyncio.Future[None] = self._loop.create_future()

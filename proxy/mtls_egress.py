@@ -59,10 +59,12 @@ class MtlsEgress(Egress):
         """See Egress."""
         link = self._link
         assert link is not None
-        await link.hear(self._deliver)
-        if self._link is link:
-            self._link = None
-            self._fail_all()
+        try:
+            await link.hear(self._deliver)
+        finally:
+            if self._link is link:
+                self._link = None
+                self._fail_all()
 
     def _deliver(self, answer: Dialled, fds: list[int]) -> None:
         for fd in fds:

@@ -69,10 +69,12 @@ class PacketEgress(Egress):
         """See Egress."""
         link = self._link
         assert link is not None
-        await link.hear(self._deliver)
-        if self._link is link:
-            self._link = None
-            self._fail_all()
+        try:
+            await link.hear(self._deliver)
+        finally:
+            if self._link is link:
+                self._link = None
+                self._fail_all()
 
     def _deliver(self, answer: Connected, fds: list[int]) -> None:
         waiter = self._waiting.pop(answer.number, None)

@@ -89,7 +89,7 @@ class Worker:
         self._tasks: set[asyncio.Task[object]] = set()
         self._most = min(configure.max_flows, _flows_that_fit())
         self._table = FlowTable(self._most)
-        self._leases = Leases(configure.tunnels, tunnel_fds, backlog, self._table, self._start)
+        self._leases = Leases(configure.tunnels, tunnel_fds, backlog, self._table, self._start, link.close)
         egresses = tuple(self._leases.egresses.values())
         policy = load(ipc.read_file(policy_fd), configure.policy_file, OWN_NETWORKS)
         self._gate = Gate(policy, egresses, inspects=configure.inspects)

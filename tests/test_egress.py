@@ -257,6 +257,22 @@ def test_a_holder_that_goes_away_fails_who_waits(run: Run) -> None:
     run(main())
 
 
+def test_a_holder_that_cannot_be_heard_is_told_of(run: Run) -> None:
+    """It goes on, so that nobody gives a new link to it: whoever asks must not stay without for ever."""
+
+    async def main() -> None:
+        there = MtlsEgress(setup(), trusting_nobody(), Backlog(), Clock())
+        ours, theirs = ipc.pair()
+        there.connect_holder(ours)
+        hearing = asyncio.create_task(there.hear_holder())
+        with theirs:
+            theirs.send(b"what no holder says")
+            with pytest.raises(ipc.LinkBroken, match="not JSON"):
+                await hearing
+
+    run(main())
+
+
 def test_who_waited_for_the_last_holder_asks_the_new_one(run: Run) -> None:
     """A holder that is replaced, for a new certificate say, costs no flow; and none is one socket short."""
 
