@@ -119,7 +119,7 @@ def number_starts(module: str, steps: Sequence[int], code: Callable[[int], str])
 
 # What the product waits after a process of its own has ended: module, name, and seconds here.
 _PAUSES = {
-    "up": (("supervisor", "WORKER_PAUSE_MOST_S", 0.1), ("inspectors", "PAUSE_S", 0.1)),
+    "up": (("manning", "WORKER_PAUSE_MOST_S", 0.1), ("inspectors", "PAUSE_S", 0.1)),
     "run": (("run", "DENIED_PAUSE_S", 0.2),),
     "wireguard": (("wireguard", "STAY_S", 0.2),),
 }
