@@ -28,7 +28,7 @@ GUARDS = """
   - {id: small-uploads, match: {path: /small, transfer: upload, size: ">1MiB"}, at_most: block}
   - {id: no-delete-by-rpc, match: {path: /lab.Echo/Delete}, at_most: block}
 """
-GRPC_PORT = 7002
+GRPC_PORT = 7003
 RULES = f"{LAB_RULES}  - {{id: rpc, match: {{to: intranet, port: {GRPC_PORT}}}, verdict: tunnel}}\n"
 SCANNED = "six.corp.example"
 SCANS = f"    scanned: {{to: {SCANNED}, scan: {{block: [card-numbers]}}}}\n"
@@ -222,7 +222,8 @@ def rpc_log(world: World) -> Iterator[Path]:
     command = [sys.executable, str(PROGRAMS / "grpc_echo.py"), str(PACKAGES), "serve", *words]
     process = kernel.start(Place(world.corp), command)
     try:
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"ready\n", process.stderr.read()
         yield log
     finally:
         kernel.end(process)
@@ -246,42 +247,6 @@ def test_grpc(gate: Gate, rpc_log: Path) -> None:
     }, (done, gate.said()[-2000:])
     called = rpc_log.read_text().split()
     assert called.count("/lab.Echo/unary_unary") == 22 and "/lab.Echo/Delete" not in called
-
-
-BY_LISTENER = {
-    "CONNECT": (f"http://127.0.0.1:{OPEN}", "https"),
-    "an absolute form": (f"http://127.0.0.1:{OPEN}", "http"),
-    "SOCKS": (f"socks5h://127.0.0.1:{SOCKS}", "https"),
-    "CONNECT within TLS": (f"https://127.0.0.1:{RUNNERS}", "https"),
-    "an absolute form within TLS": (f"https://127.0.0.1:{RUNNERS}", "http"),
-}
-
-
-@AS_ROOT
-@pytest.mark.parametrize("way", BY_LISTENER)
-def test_programs_outside_that_use_a_listener(gate: Gate, way: str) -> None:
-    """They are inspected as those in bubbles are, also where they speak TLS to the listener itself."""
-    proxy, scheme = BY_LISTENER[way]
-    here = gate.directory
-    words = ["--cacert", f"{here}/inspection/root-1.crt", "-x", proxy, "--proxy-cacert", f"{here}/ca.crt"]
-    words += ["--proxy-cert", f"{here}/device1.crt", "--proxy-key", f"{here}/device1.key"]
-
-    def ask(*more: str, stdin: bytes = b"") -> str:
-        done = kernel.run(gate.host.place, ["curl", "-sS", "-m", "60", *words, *more], stdin=stdin)
-        return done.out + done.err
-
-    assert ask(f"{scheme}://{NAME}/") == "the intranet\n"
-    refused = ask("-X", "DELETE", f"{scheme}://{NAME}/page")
-    assert "nothing is deleted" in refused, refused
-    row = gate.record(
-        "verdict", lambda row: row["request"] == "DELETE /page" and "@127.0.0.1" in row["bubble"]
-    )
-    assert (row["verdict"], row["enforcement"]) == ("block", "cooperative")
-    digest = hashlib.sha256(b"x" * (3 << 20)).hexdigest()
-    sent = ask("--data-binary", "@-", f"{scheme}://{NAME}/upload", stdin=b"x" * (3 << 20))
-    assert sent == digest, sent
-    refused = ask("--data-binary", "@-", f"{scheme}://{NAME}/small", stdin=b"x" * (3 << 20))
-    assert "small-uploads" in refused, refused
 
 
 @AS_ROOT
@@ -359,3 +324,40 @@ def test_an_inspector_is_sealed(gate: Gate) -> None:
     assert not Path(f"/proc/{pid}/root/etc").exists() and not Path(f"/proc/{pid}/root/run").exists()
     assert Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
     assert Path(f"/proc/{pid}/net/dev").read_text().count(":") == 1
+
+
+# The last ones: from here on the gate has a second inspector, of the worker that serves its listeners.
+BY_LISTENER = {
+    "CONNECT": (f"http://127.0.0.1:{OPEN}", "https"),
+    "an absolute form": (f"http://127.0.0.1:{OPEN}", "http"),
+    "SOCKS": (f"socks5h://127.0.0.1:{SOCKS}", "https"),
+    "CONNECT within TLS": (f"https://127.0.0.1:{RUNNERS}", "https"),
+    "an absolute form within TLS": (f"https://127.0.0.1:{RUNNERS}", "http"),
+}
+
+
+@AS_ROOT
+@pytest.mark.parametrize("way", BY_LISTENER)
+def test_programs_outside_that_use_a_listener(gate: Gate, way: str) -> None:
+    """They are inspected as those in bubbles are, also where they speak TLS to the listener itself."""
+    proxy, scheme = BY_LISTENER[way]
+    here = gate.directory
+    words = ["--cacert", f"{here}/inspection/root-1.crt", "-x", proxy, "--proxy-cacert", f"{here}/ca.crt"]
+    words += ["--proxy-cert", f"{here}/device1.crt", "--proxy-key", f"{here}/device1.key"]
+
+    def ask(*more: str, stdin: bytes = b"") -> str:
+        done = kernel.run(gate.host.place, ["curl", "-sS", "-m", "60", *words, *more], stdin=stdin)
+        return done.out + done.err
+
+    assert ask(f"{scheme}://{NAME}/") == "the intranet\n"
+    refused = ask("-X", "DELETE", f"{scheme}://{NAME}/page")
+    assert "nothing is deleted" in refused, refused
+    row = gate.record(
+        "verdict", lambda row: row["request"] == "DELETE /page" and "@127.0.0.1" in row["bubble"]
+    )
+    assert (row["verdict"], row["enforcement"]) == ("block", "cooperative")
+    digest = hashlib.sha256(b"x" * (3 << 20)).hexdigest()
+    sent = ask("--data-binary", "@-", f"{scheme}://{NAME}/upload", stdin=b"x" * (3 << 20))
+    assert sent == digest, sent
+    refused = ask("--data-binary", "@-", f"{scheme}://{NAME}/small", stdin=b"x" * (3 << 20))
+    assert "small-uploads" in refused, refused

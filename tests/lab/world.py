@@ -296,7 +296,7 @@ class Gateway:
             "allow:\n"
             '- names: ["*.corp.example", "*.pastehub.example"]\n'
             f'  networks: ["{INTRANET}/32", "{CODE}/32", "{INTRANET6}/128"]\n'
-            "  ports: [22, 80, 443, 7000-7002]\n"
+            "  ports: [22, 80, 443, 7000-7003]\n"
             f"{self._allow}"
             "limits: {clients: 9000, per_certificate: 9000, handshakes: 9000, per_address: 9000}\n"
         )
