@@ -108,12 +108,22 @@ def _weaknesses(one: Listener) -> list[str]:
     return []
 
 
+# A client that is gone without a word is noticed within 90 s: its UDP associations end with its connection.
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+
+
 def _bound(listener: Listener) -> socket.socket:
     family = socket.AF_INET6 if listener.address.version == 6 else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # of every connection that it accepts
+        for level, option, value in _KEEPALIVE:  # of every connection that it accepts
+            sock.setsockopt(level, option, value)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((str(listener.address), listener.port))

@@ -199,7 +199,7 @@ class Passage:
     def is_admitted(self, entry: OpenFlow, admission: Admission) -> bool:
         """Whether the judgement holds still: no lock came, neither policy nor window of time has changed."""
         now, edge = self._now(), admission.policy.next_edge(entry.flow.at)
-        same = admission.policy is self._gate.policy and (edge is None or now < edge)
+        same = admission.policy is self._gate.policy and entry.flow.at <= now and (edge is None or now < edge)
         return (same and not self._gate.locked) or self._gate.admits_still(
             entry.flow, entry.tunnel, now, duties=entry.duties
         )

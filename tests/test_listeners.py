@@ -208,7 +208,11 @@ def test_a_listener_is_bound_and_handed_over_with_its_logins(site: MakeSite, tmp
         assert b"alice:scrypt:" in Path(f"/proc/self/fd/{fds[1]}").read_bytes()
         assert "scrypt" not in repr(ear) and "scrypt" not in repr(message)
         with socket.create_connection(("127.0.0.1", port)):
-            pass
+            accepted, _ = ear.sock.accept()
+            with accepted:
+                kept = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                assert [accepted.getsockopt(socket.IPPROTO_TCP, option) for option in kept] == [60, 10, 3]
+                assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         again = loaded(site, tmp_path, port)
         assert listeners.open_ears(again, (ear,)) != (ear,), "a salt of its own for each entry"
         assert listeners.open_ears(replace(again, listeners={"web": ear.files}), (ear,)) == (ear,)

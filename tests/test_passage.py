@@ -489,6 +489,10 @@ def evening(there: World) -> None:
     there.now = NOON.replace(hour=18)
 
 
+def yesterday_evening(there: World) -> None:
+    there.now = NOON.replace(day=4, hour=18)
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     sentence: str
@@ -505,6 +509,7 @@ CHANGES = [
     Change("a new policy does not admit it", forbid, True),
     Change("a new policy admits it too", reword, False),
     Change("its time is over, by the same policy", evening, True),
+    Change("the clock is set back to before its time", yesterday_evening, True),
 ]
 
 

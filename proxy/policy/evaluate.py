@@ -109,7 +109,7 @@ class Policy:
         )
         return replace(
             judgement, verdict=None, because=because, in_play=in_play,
-            waits_for=frozenset({"content"}), stage=Stage.REQUEST, budgets=(),
+            waits_for=frozenset({"content"}), stage=Stage.REQUEST,
         )  # fmt: skip
 
     def scan(self, flow: Flow) -> Scan | None:

@@ -30,7 +30,7 @@ _CODED_PART = Search(
     lambda data, first: (
         found.end(1)
         for found in re.finditer(
-            rb"(?=(content-transfer-encoding:[ \t]{0,8}(?:quoted-printable|x-)))", data.lower()
+            rb"(?=(content-transfer-encoding:[ \t]{0,8}(?:base64|quoted-printable|x-)))", data.lower()
         )
         if found.start() >= first
     ),

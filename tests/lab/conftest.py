@@ -14,7 +14,7 @@ from lab.gate import Gate, Settings, remove
 from lab.packet_peer import Peer, Wires
 from lab.ssh_server import SshServer
 from lab.weakened import BY_THE_LAB, WEAKENINGS
-from lab.world import Gateway, Host, World
+from lab.world import MOUNTS, Gateway, Host, World
 from proxy.certificates import Issued
 
 WITHOUT = frozenset(filter(None, os.environ.get("LAB_WITHOUT", "").split(",")))
@@ -120,13 +120,18 @@ def left_as_it_was(world: World) -> Iterator[None]:
     def is_as_before() -> bool:
         nonlocal changed
         now = world.left()
-        changed = {look: (was, now[look]) for look, was in before.items() if now[look] != was}
+        looks = ((look, was, now[look]) for look, was in before.items())
+        changed = {look: (was, is_now) for look, was, is_now in looks if not _as_before(look, was, is_now)}
         return not changed
 
     try:
         kernel.until("the world is as it was", is_as_before)
     except kernel.NotSeen as error:
         raise kernel.NotSeen(f"{error}: {changed}") from None
+
+
+def _as_before(look: str, was: list[str], now: list[str]) -> bool:
+    return set(now) <= set(was) if look.startswith(MOUNTS) else now == was
 
 
 @pytest.fixture(autouse=True)

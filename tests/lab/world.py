@@ -33,6 +33,7 @@ GATEWAY, GATEWAY6, GATEWAY_PORT = "10.200.2.2", "2001:db8:2::2", 8443
 INTRANET, INTRANET6, CODE = "10.77.0.80", "fd77::80", "10.77.0.22"
 PUBLIC, PUBLIC_TOO, PUBLIC6 = "198.51.100.80", "203.0.113.9", "2001:db8:80::80"
 RESOLVER, LAN_RESOLVER = "192.0.2.53", ROUTER
+MOUNTS = "mounts"
 SERVER_NAME = "gw.corp.example"
 USER = 4321
 TESTS = Path(__file__).parents[1]
@@ -132,9 +133,12 @@ class World:
         self._routes_to_corp()
 
     def left(self) -> dict[str, list[str]]:
-        """What a file of tests must leave as it was: networks, mounts, and the gateway at work."""
+        """What a file of tests must leave as it was: networks and the gateway at work; and no mount more.
+
+        What is mounted on the machine meanwhile, by others, comes and goes in the hosts of the lab too.
+        """
         hosts = {
-            f"mounts of {who}": kernel.run(host.root, ["cat", "/proc/self/mounts"]).out.splitlines()
+            f"{MOUNTS} of {who}": kernel.run(host.root, ["cat", "/proc/self/mounts"]).out.splitlines()
             for who, host in self._hosts.items()
         }
         return {**self._networks(), **hosts, "the gateway": [self.gateway.state]}

@@ -97,6 +97,17 @@ def test_what_goes_where_something_is_scanned_waits_for_its_requests() -> None:
     assert any(line.startswith("carrier  inspection: scan:sharing") for line in lines)
 
 
+def test_what_is_scanned_keeps_the_bound_on_its_size() -> None:
+    """Addresses of one name that have other bounds are judged otherwise, and are not taken for each other."""
+    made = policy(
+        SHARING,
+        "guards:\n  - {id: small, match: {to: sharing, transfer: upload, size: '>1KiB'}, at_most: block}\n"
+        + ALL,
+    )
+    judged = made.judge(flow(made, host="a.drop.example"), UP)
+    assert judged.verdict is None and [budget.transfer for budget in judged.budgets] == [Transfer.UPLOAD]
+
+
 def test_what_cannot_be_scanned_does_not_go_unless_it_is_only_reported() -> None:
     made = policy(SHARING)
     for protocol in ("ssh", "tls", "tcp", "quic"):
