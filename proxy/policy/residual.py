@@ -135,13 +135,17 @@ NO_DECISION = Outcome.of(
 
 
 def agreed(outcomes: Iterator[Outcome]) -> Outcome | None:
-    """An outcome of all if they have one verdict."""
-    last: Outcome | None = None
+    """An outcome of all if they have one verdict: one that no guard decides, if there is such a one.
+
+    A guard that decides only some of them is not why it comes to this in all.
+    """
+    found: Outcome | None = None
     for outcome in outcomes:
-        if last is not None and outcome.verdict is not last.verdict:
+        if found is not None and outcome.verdict is not found.verdict:
             return None
-        last = outcome
-    return last
+        if found is None or found.judgement.because.origin is Origin.GUARD:
+            found = outcome
+    return found
 
 
 def _budgeted(tables: Tables, flow: Flow, weighing: _Weighing) -> Judgement | None:
