@@ -74,6 +74,8 @@ allow:
 log: gateway.log
 """
 
+_NOT_FOR_GIT = "# Keys are nobody else's; the policy and its tests are worth keeping.\n*.key\n/authority/\n"
+
 _ALLOW_HERE = f"""\
   # Both ends on one machine, to begin with: the intranet is a server on loopback, which must be named.
   - {{names: [intranet.corp.example], networks: [127.0.0.0/8], ports: {PAGE_PORT}}}
@@ -147,6 +149,7 @@ def make_site(directory: Path, gateway: str | None, now: datetime) -> NewSite:
             (Path(DEVICE, "zonegate.yaml"), site),
             (Path(DEVICE, "corporate.policy.yaml"), policy),
             (Path(DEVICE, "corporate.test.yaml"), tests),
+            (Path(".gitignore"), _NOT_FOR_GIT),
         ):
             write_new(directory / path, text.encode(), 0o600)
     except AuthorityError as error:
@@ -171,7 +174,7 @@ def next_steps(site: NewSite) -> list[str]:
     return [
         f"zonegate test {at}/{DEVICE}",
         f"mkdir {at}/page && echo hello > {at}/page/index.html",
-        f"python3 -m http.server {PAGE_PORT} --bind 127.0.0.1 --directory {at}/page &    # an intranet",
+        f"python3 -m http.server {PAGE_PORT} --bind 127.0.0.1 --directory {at}/page 2> {at}/page.log &",
         f"zonegate gateway -c {at}/{GATEWAY}/gateway.yaml &    # the corporate end",
         f"zonegate up -c {at}/{DEVICE}/zonegate.yaml &    # the gate",
         "until zonegate status; do sleep 1; done",

@@ -198,7 +198,7 @@ def _flow(record: VerdictRecord) -> Iterator[str]:
     address = record.address
     host = record.name or (f"[{address}]" if address and address.version == 6 else address)
     yield f"{record.flow}  {record.user}@{record.zone}"
-    yield f"{host}:{record.port} {record.protocol}"
+    yield f"{host}:{record.port} {record.protocol}" if host else f"{record.protocol}, before it said where to"
 
 
 def _local(at: datetime) -> str:

@@ -145,6 +145,18 @@ def test_without_a_daemon_the_cure_is_said(nobody: Path, case: NoDaemon) -> None
     assert (found.stdout, found.stderr.splitlines()[-1]) == ("", said)
 
 
+def test_without_a_site_file_the_cure_is_said(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(nobody)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(nobody))
+    monkeypatch.setattr("os.geteuid", lambda: 4321)
+    found = call("up")
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert (
+        f"none at {nobody}/zonegate/zonegate.yaml; name one with -c, or make one: zonegate init"
+        in found.stderr
+    )
+
+
 @pytest.mark.parametrize("zone", ["../../etc", "a/b", ".", "", "a b"])
 def test_what_is_no_name_of_a_zone_makes_no_directory(nobody: Path, zone: str) -> None:
     found = call("run", "--zone", zone, "--", "true")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import socket
 import struct
@@ -10,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 from lab.kernel import REPOSITORY
+from rich.console import Console
 
-from proxy.cli.leaktest import code_of, verdict_of
+from proxy.cli.leaktest import code_of, show, verdict_of
 from proxy.leaktest import attempts as table
 from proxy.leaktest.attempts import Attempt, Control, Scope
 from proxy.leaktest.capture import ARP, IPV4, IPV6, Sign, Signs
@@ -255,6 +257,13 @@ def found(*verdicts: Verdict, missed: int = 0) -> Found:
 def test_exit_codes(result: Found, code: int, words: str) -> None:
     assert code_of(result) == code
     assert words in verdict_of(result)[0]
+
+
+def test_on_a_narrow_terminal_what_was_seen_has_the_room() -> None:
+    for width, there in ((80, False), (160, True)):
+        console = Console(width=width, record=True, file=io.StringIO())
+        show(found(Verdict.HELD), console)
+        assert ("expected" in console.export_text()) is there
 
 
 def test_signs_of_other_kinds_do_not_meet() -> None:

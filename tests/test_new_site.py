@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -41,6 +42,16 @@ def test_everything_is_ours_alone(corp: Path) -> None:
     for path in (corp, *corp.rglob("*")):
         found = stat.S_IMODE(path.stat().st_mode)
         assert found == (0o700 if path.is_dir() else 0o644 if path.suffix == ".crt" else 0o600), path
+
+
+def test_its_keys_are_kept_out_of_git_and_its_policy_is_not(corp: Path) -> None:
+    subprocess.run(["git", "init", "-q", corp], check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-o", "--exclude-standard"], cwd=corp, capture_output=True, check=True
+    )
+    kept = set(listed.stdout.decode().split())
+    assert "laptop/corporate.policy.yaml" in kept
+    assert not [path for path in kept if path.endswith(".key") or path.startswith("authority/")]
 
 
 def test_a_directory_that_holds_anything_is_left_as_it_is(corp: Path) -> None:

@@ -184,6 +184,11 @@ def test_a_line_for_people_has_all_that_matters(records: Records) -> None:
     assert "2000 down in 2 s; closed by both" in ended
 
 
+def test_a_flow_that_said_no_destination_is_told_without_one(records: Records) -> None:
+    records.write("a", judged(1, name="", address=None, port=0))
+    assert "tls, before it said where to" in records.call("show").stdout
+
+
 def test_filters_that_ask_for_nothing_admit_all() -> None:
     assert Filters.of() == Filters()
     assert Filters.of(since="2026-01-05").since == datetime(2026, 1, 5).astimezone(UTC)  # local time is meant

@@ -52,6 +52,8 @@ def create(directory: Path | None, name: str) -> None:
     found = _find(directory)
     try:
         _tell(inspection_ca.create(found, name, datetime.now(UTC)), found, None)
+        words = f"inspection: {found}, and inspect: true in a zone; then zonegate up"
+        click.echo(f"next         in the site file {words}")
     except CaError as error:
         fail(str(error))
 

@@ -104,7 +104,7 @@ def shown(rows: Sequence[Row], rates: Mapping[str, float], width: int, most: int
     """The table: the fastest first, at most so many, and what they all amount to."""
     speed = {row["id"]: rates.get(row["id"], _carried(row) / max(0.001, row["age_s"])) for row in rows}
     ordered = sorted(rows, key=lambda row: (-round(speed[row["id"]]), -row["age_s"]))
-    several = len({(row["zone"], row["user"]) for row in rows}) > 1
+    several = len({row["zone"] for row in rows}) > 1
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=True)
     table.add_column("flow", no_wrap=True)
     table.add_column("who", no_wrap=True, overflow="ellipsis")

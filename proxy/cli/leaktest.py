@@ -24,6 +24,7 @@ from proxy.paths import admin_sockets
 from proxy.run import RunError
 
 WIDTH = 160  # where no terminal says how wide it is
+WIDE = 120  # columns in which there is room for what is expected beside what was seen
 _STYLES = {
     Verdict.HELD: ("✓", "green"),
     Verdict.ABSENT: ("–", "dim"),
@@ -95,14 +96,16 @@ def code_of(found: Found) -> int:
 def show(found: Found, console: Console) -> None:
     """Print a result for people."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("", "row", "attempt", "expected"):
+    wide = console.width >= WIDE
+    for name in ("", "row", "attempt", *(["expected"] if wide else ())):
         table.add_column(name, header_style="dim", no_wrap=True)
     table.add_column("seen", header_style="dim", overflow="fold")
     for one in found.judged:
         mark, style = _STYLES[one.verdict]
         seen = Text(one.why if one.verdict is Verdict.HELD else f"{one.verdict}: {one.why}", style)
         attempt = one.attempt
-        table.add_row(Text(mark, style), attempt.row, attempt.title, attempt.expected, seen)
+        expected = [attempt.expected] if wide else []
+        table.add_row(Text(mark, style), attempt.row, attempt.title, *expected, seen)
     console.print(table)
     console.print()
     tunnels = ", ".join(f"{name} {state}" for name, state in found.tunnels.items())

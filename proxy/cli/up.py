@@ -31,7 +31,11 @@ def command(config: Path | None, cooperative: bool, check: bool) -> None:
     zonegate up -c acme/zonegate.yaml
     """
     try:
-        loaded = load_site(site_file(config, os.geteuid(), os.environ))
+        file = site_file(config, os.geteuid(), os.environ)
+        if config is None and not file.exists():
+            cure = "name one with -c, or make one: zonegate init DIR"
+            fail(f"there is no site file here and none at {file}; {cure}")
+        loaded = load_site(file)
         if check:
             click.echo("\n".join(["zonegate: nothing is wrong with these files", *ahead(loaded.files)]))
             return

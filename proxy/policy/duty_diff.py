@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from proxy.policy.model import MAX_SIZE, Destination, Model
+from proxy.policy.reading import size_text
 
 # What has no number has this one.
 _GIVEN = 0
@@ -46,7 +47,7 @@ def _changes(name: str, old: Destination | None, new: Destination | None) -> Ite
         one, two = asked.get(what, MAX_SIZE), asks.get(what, MAX_SIZE)
         if one == two:
             continue
-        bound = f" {two} bytes" if _GIVEN < two < MAX_SIZE else ""
+        bound = f" {size_text(two)}" if _GIVEN < two < MAX_SIZE else ""
         text = f"{name}: no longer {what}" if two == MAX_SIZE else f"{name}: {what}{bound}"
         yield DutyChange(text, (two > one) is not (what == "opaque"))
     if old and new and asked and (fewer := set(_hosts(old)) - set(_hosts(new))):

@@ -181,6 +181,12 @@ class Reading:
             return None
 
 
+def size_text(count: int) -> str:
+    """A number of bytes as a policy would say it, to the byte: `10MiB`, `1500B`."""
+    unit = max((unit for unit, factor in _SIZE.items() if count % factor == 0), key=lambda unit: _SIZE[unit])
+    return f"{count // _SIZE[unit]}{unit if count else 'B'}"
+
+
 def parse_size(text: str) -> int | None:
     """Bytes of `10MiB`; None where it is not a size with a binary unit."""
     found = _BYTES.fullmatch(text)

@@ -15,6 +15,7 @@ from proxy.policy.evaluate import Decision, Policy
 from proxy.policy.examples import describe_flow, describe_tunnels, word
 from proxy.policy.facts import ANY_TUNNEL
 from proxy.policy.prove import Finding, Witness
+from proxy.policy.reading import size_text
 
 
 def tell_finding(finding: Finding) -> str:
@@ -60,9 +61,9 @@ def tell_decision(
     carrier, why = carrier_of(judgement)
     yield f"carrier  {carrier}: {why}"
     for budget in judgement.budgets:
-        yield f"budget   {budget.transfer} up to {budget.limit_bytes} bytes, by {budget.because}"
+        yield f"budget   {budget.transfer} up to {size_text(budget.limit_bytes)}, by {budget.because}"
     for quota in policy.quotas(flow):
-        bound = f"{quota.transfer} {quota.limit_bytes} bytes per {quota.per} every {quota.every}"
+        bound = f"{quota.transfer} {size_text(quota.limit_bytes)} per {quota.per} every {quota.every}"
         yield f"quota    {bound}, of {quota.destination}"
     if scan := policy.scan(flow):
         found = [f"block {', '.join(scan.block)}"] if scan.block else []
@@ -82,9 +83,10 @@ def carrier_of(judgement: Judgement) -> tuple[str, str]:
         return "relay", "nothing in play depends on what is inside"
     names = ", ".join(because.id for because in judgement.in_play) or "no rule"
     waits = ", ".join(sorted(judgement.waits_for))
+    depend = "depends" if len(judgement.in_play) < 2 else "depend"
     if judgement.stage is Stage.REQUEST:
-        return "inspection", f"{names} depend on {waits}"
-    return "not settled yet", f"{names} depend on {waits}, known at {judgement.stage.name.lower()}"
+        return "inspection", f"{names} {depend} on {waits}"
+    return "not settled yet", f"{names} {depend} on {waits}, known at {judgement.stage.name.lower()}"
 
 
 def because_value(because: Because) -> dict[str, str]:

@@ -276,10 +276,10 @@ class Edit:
 EDITS = [
     Edit("a pattern less", SHARING, SHARING.replace("block: [card-numbers], ", ""), "sharing: no longer blocks card-numbers", True),
     Edit("a pattern more", SHARING, SHARING.replace("[card-numbers]", "[card-numbers, iban]"), "sharing: blocks iban", False),
-    Edit("a larger quota", QUOTA % "1GiB", QUOTA % "2GiB", "bulk: upload per user every day up to 2147483648 bytes", True),
-    Edit("a smaller quota", QUOTA % "2GiB", QUOTA % "1GiB", "bulk: upload per user every day up to 1073741824 bytes", False),
+    Edit("a larger quota", QUOTA % "1GiB", QUOTA % "2GiB", "bulk: upload per user every day up to 2GiB", True),
+    Edit("a smaller quota", QUOTA % "2GiB", QUOTA % "1GiB", "bulk: upload per user every day up to 1GiB", False),
     Edit("a quota that is gone", QUOTA % "1GiB", "", "bulk: no longer upload per user every day up to", True),
-    Edit("a quota that is new", "", QUOTA % "1GiB", "bulk: upload per user every day up to 1073741824 bytes", False),
+    Edit("a quota that is new", "", QUOTA % "1GiB", "bulk: upload per user every day up to 1GiB", False),
     Edit("a place that becomes opaque", "", PINNED, "pinned: opaque", True),
     Edit("hosts that are no longer scanned", SHARING, SHARING.replace(", 192.0.2.0/24", ""), "sharing: no longer holds 192.0.2.0/24", True),
 ]  # fmt: skip

@@ -11,8 +11,20 @@ import naive_policy as naive
 import pytest
 import random_policies as random
 
-from proxy.flow import FAILED, NEVER, UNKNOWN, Flow, Judgement, Protocol, Transfer, Verdict
-from proxy.policy import Policy
+from proxy.flow import (
+    FAILED,
+    NEVER,
+    UNKNOWN,
+    Flow,
+    Judgement,
+    Protocol,
+    Transfer,
+    TunnelFact,
+    TunnelState,
+    Verdict,
+)
+from proxy.policy import Policy, load
+from proxy.policy.facts import make_situation
 
 POLICIES, FLOWS = 700, 150
 LATER = ("protocol", "address", "method", "path", "content_type", "transfer", "size")
@@ -120,3 +132,27 @@ def test_staged_evaluation_ends_where_direct_evaluation_does() -> None:
             http = flow.protocol in (Protocol.HTTP, Protocol.HTTPS)
             if http and NEVER not in (flow.transfer, flow.size, flow.content_type):
                 assert settled <= {direct.verdict} or stays_in_tunnel(settled, direct), (flow, tunnel)
+
+
+def test_a_guard_that_decides_some_requests_only_is_not_why_none_is_let_in() -> None:
+    """With the method open, a default block and a guard agree on the verdict, not on the reason."""
+    made = load(
+        b"""
+policy: 1
+name: reasons
+define: {zones: [corporate], destinations: {intranet: ["*.corp.example"]}}
+guards: [{id: no-delete, match: {to: intranet, method: DELETE}, at_most: block}]
+rules: [{id: web, match: {to: intranet, port: 80}, verdict: tunnel}]
+""",
+        "reasons.policy.yaml",
+    )
+    up = TunnelFact("hq", TunnelState.ATTESTED)
+    for port, method, reason in (
+        (81, "", "default"),
+        (81, "DELETE", "no-delete"),
+        (80, "DELETE", "no-delete"),
+    ):
+        facts = {"host": "a.corp.example", "port": str(port), "protocol": "http", "method": method}
+        asked = {name: (value,) for name, value in facts.items() if value}
+        judged = made.judge(make_situation(made.model, asked).flow, up)
+        assert judged.verdict is Verdict.BLOCK and reason in (judged.because.id, judged.because.origin)
