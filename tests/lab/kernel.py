@@ -183,6 +183,15 @@ def end(process: subprocess.Popen[bytes], how: int = signal.SIGKILL) -> None:
                 pipe.close()
 
 
+def end_with_descendants(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that the lab started and all below it. It stands still meanwhile: it starts no other."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGSTOP)
+        until("it stands still", lambda: process.poll() is not None or _state(process.pid) in "TZX")
+    signal_all(descendants(process.pid), signal.SIGKILL)
+    end(process)
+
+
 def as_user(uid: int, ask: Callable[[], bytes]) -> bytes:
     """What `ask` gives in a child of ours that is another user; AssertionError with what it raised."""
     here, there = os.pipe()
@@ -235,10 +244,15 @@ def descendants(pid: int) -> list[int]:
 
 def is_alive(pid: int) -> bool:
     """Whether a process is there and no zombie."""
+    return _state(pid) not in "ZX"
+
+
+def _state(pid: int) -> str:
+    """The letter of /proc/PID/stat; X for one that is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "X"
 
 
 def command_of(pid: int) -> str:

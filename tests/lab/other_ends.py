@@ -175,17 +175,18 @@ class OtherEnd:
     def _listens(self) -> bool:
         ended = [process.args for process in self._processes if process.poll() is not None]
         assert not ended, (ended, (self.directory / "said").read_text())
-        shown = kernel.run(Place(self.world.corp), ["ss", "-tlnH", f"sport = :{OTHER_PORT}"]).out
-        return bool(shown)
+        return self._is_heard()
+
+    def _is_heard(self) -> bool:
+        return bool(kernel.run(Place(self.world.corp), ["ss", "-tlnH", f"sport = :{OTHER_PORT}"]).out)
 
     def end(self) -> None:
-        """Kill its programs and what they started."""
+        """Kill its programs and what they started: what stayed would serve in the place of the next one."""
         for process in (*self._processes, *self._leaving):
-            below = kernel.descendants(process.pid)
-            kernel.end(process)
-            kernel.signal_all(below, 9)
+            kernel.end_with_descendants(process)
         self._processes.clear()
         self._leaving.clear()
+        kernel.until("nobody listens in its place", lambda: not self._is_heard())
 
     def close(self) -> None:
         """End it for good."""
