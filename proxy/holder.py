@@ -46,6 +46,10 @@ class YesToAll(Exception):
     """The peer grants what nobody may be granted."""
 
 
+class Ended(PeerBroken):
+    """The peer ended the connection, in order, where an answer could begin."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The status of an answer, and whether the peer ends the connection after it."""
@@ -145,17 +149,22 @@ async def _probe_for_ever(hold: Hold, context: ssl.SSLContext, supervisor: Link[
 
     First it is asked for what it must refuse, since who says yes to everything keeps no list of its own, and
     for what the site says that it must admit, since some gateways answer the probe of whom they let nowhere.
+
+    A gateway that is reloaded ends its idle connections, in order. Then it is judged anew, at once, and once
+    in a period. Nothing is said before that is done: what was proved stands, for as long as a proof stands.
     """
     pause_s = hold.probe_every_ms / 1000
     supervisor.send(NOTHING_SEEN)
-    judged = False
+    judged, ended_at = False, -pause_s
     while True:
         try:
             if not judged:
                 await _must_refuse(hold, context)
                 await _must_admit(hold, context)
-                judged = True
-            await _probe_connection(hold, context, supervisor)
+            judged = await _probe_connection(hold, context, supervisor)
+            if not judged:
+                await asyncio.sleep(ended_at + pause_s - time.monotonic())
+                ended_at = time.monotonic()
             continue
         except ssl.SSLCertVerificationError as error:
             words = f"the gateway's certificate does not verify: {error.verify_message.rstrip('.')}"
@@ -198,8 +207,11 @@ async def _must_admit(hold: Hold, context: ssl.SSLContext) -> None:
             )
 
 
-async def _probe_connection(hold: Hold, context: ssl.SSLContext, supervisor: Link[ToHolder]) -> None:
-    """One connection's life: returns when the gateway ends it as it said, raises why else it ended."""
+async def _probe_connection(hold: Hold, context: ssl.SSLContext, supervisor: Link[ToHolder]) -> bool:
+    """One connection's life, until it has ended in order; raises why else it ended.
+
+    Gives whether the gateway is judged still: it is where it ended the connection as it had said.
+    """
     pause_s = hold.probe_every_ms / 1000
     async with _connection(hold, context) as (reader, writer):
         peer = writer.get_extra_info("ssl_object")
@@ -208,19 +220,26 @@ async def _probe_connection(hold: Hold, context: ssl.SSLContext, supervisor: Lin
         seen = replace(NOTHING_SEEN, certificate=base64.b64encode(der).decode())
         while True:
             sent_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            answer = await _ask(hold, reader, writer, "OPTIONS *", hold.tunnel.server_name)
+            try:
+                answer = await _ask(hold, reader, writer, "OPTIONS *", hold.tunnel.server_name)
+            except Ended:
+                if seen.answered_ns:
+                    return False
+                raise
             if answer.status >= 400 and answer.status not in UNKNOWN_QUESTION:
                 raise PeerBroken(
                     f"the gateway answers the probe with {answer.status}: "
                     "is this client's certificate allowed?"
                 )
-            supervisor.send(replace(seen, answered_ns=sent_ns, words="answering"))
+            seen = replace(seen, answered_ns=sent_ns, words="answering")
+            supervisor.send(seen)
             if answer.is_last:
                 await asyncio.sleep(pause_s)
-                return
-            await _until_next(reader, pause_s)
+                return True
+            if await _ends_within(pause_s, reader):
+                return False
             if time.time() > expires_s:
-                return  # what it has now is to be proved
+                return True  # what it has now is to be proved
 
 
 @asynccontextmanager
@@ -253,7 +272,12 @@ async def _ask(
 
 async def _answer(reader: asyncio.StreamReader) -> Answer:
     """One answer without a body, or with a short one; the body of a last answer is not looked at."""
-    head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise
+        raise Ended("the gateway closed the connection") from error
     status = re.match(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: |$)", head[0])
     if not status:
         raise PeerBroken("the gateway's answer to the probe is not HTTP")
@@ -276,15 +300,15 @@ async def _answer(reader: asyncio.StreamReader) -> Answer:
     return Answer(int(status[2]), is_last)
 
 
-async def _until_next(reader: asyncio.StreamReader, pause_s: float) -> None:
-    """Wait for the next probe, but notice at once when the peer ends the connection."""
+async def _ends_within(pause_s: float, reader: asyncio.StreamReader) -> bool:
+    """Whether the peer ends the connection before the next probe; noticed at once."""
     try:
         async with asyncio.timeout(pause_s):
             if await reader.read(1):
                 raise PeerBroken("the gateway spoke unasked on the probe's connection")
-        raise PeerBroken("the gateway closed the connection")
     except TimeoutError:
-        return
+        return False
+    return True
 
 
 def _in_words(error: Exception) -> str:

@@ -6,7 +6,9 @@ import asyncio
 import base64
 import contextlib
 import os
+import socket
 import ssl
+import struct
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -395,21 +397,57 @@ def test_a_gateway_that_ends_the_connection_after_each_answer_lives(site: Site, 
     run(main())
 
 
+@pytest.mark.parametrize("after", ["the first answer", "the third answer", "the third question"])
+def test_a_gateway_that_ends_what_is_idle_in_order_is_judged_anew_and_stays_proved(
+    site: Site, after: str
+) -> None:
+    """It is reloaded: its proof has no gap. What it must refuse it is asked again, on each connection."""
+    asked = []
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers = 0
+        while answers < (1 if after == "the first answer" else 3):
+            question = (await reader.readuntil(b"\r\n\r\n")).partition(b" ")[0]
+            asked.append(question)
+            if (after, answers) == ("the third question", 2):
+                break
+            is_probe = question == b"OPTIONS"
+            answers += is_probe
+            await say(writer, NO_CONTENT if is_probe else b"HTTP/1.1 403 Forbidden\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    async def main() -> None:
+        async with (
+            gateway(site.for_server(), behave, refuses=False) as port,
+            holder(site, replace(SETUP, port=port)) as held,
+        ):
+            seen = [await held.news() for _ in range(10)]
+        assert all(one.answered_ns and not one.broken for one in seen), seen
+        ways = b" ".join(asked).split(b"CONNECT")
+        assert len(ways) > 3 and all(way.split() for way in ways[1:-1]), ways
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("then", "words"),
-    [("close", "the gateway closed the connection"), ("reset", "broke"), ("talk", "spoke unasked")],
+    [
+        (b"", "the gateway closed"),
+        (b"HTTP/1.1 403 \r\n\r\n", "with 403"),
+        (b"220 ready\r\n\r\n", "is not HTTP"),
+    ],
 )
-def test_a_connection_that_ends_between_two_probes_is_noticed_at_once(
-    site: Site, then: str, words: str
+def test_a_gateway_that_ends_in_order_and_is_not_proved_anew_is_lost(
+    site: Site, then: bytes, words: str
 ) -> None:
+    said = iter([NO_CONTENT])
+
     async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        await say(writer, NO_CONTENT)
-        if then == "close":
-            writer.close()
-        elif then == "talk":
-            await say(writer, b"x")
-            await reader.read()
+        await say(writer, next(said, then))
+        writer.close()
+        await writer.wait_closed()
 
     async def main() -> None:
         async with (
@@ -417,9 +455,34 @@ def test_a_connection_that_ends_between_two_probes_is_noticed_at_once(
             holder(site, replace(SETUP, port=port)) as held,
         ):
             assert (await held.news()).answered_ns
-            seen = await held.evidence(lambda found: not found.answered_ns)
-            assert seen.broken
-            assert words in seen.words or (then == "reset" and "closed the connection" in seen.words)
+            seen = await held.news()
+            assert seen.broken and words in seen.words, seen
+
+    run(main())
+
+
+@pytest.mark.parametrize(("then", "words"), [("reset", "broke"), ("talk", "spoke unasked")])
+def test_a_connection_that_breaks_between_two_probes_is_lost_at_once(
+    site: Site, then: str, words: str
+) -> None:
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await say(writer, NO_CONTENT)
+        if then == "talk":
+            await say(writer, b"x")
+            await reader.read()
+        else:
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async def main() -> None:
+        async with (
+            gateway(site.for_server(), behave) as port,
+            holder(site, replace(SETUP, port=port)) as held,
+        ):
+            assert (await held.news()).answered_ns
+            seen = await held.news()
+            assert seen.broken and words in seen.words, seen
 
     run(main())
 
