@@ -6,6 +6,7 @@ Whoever uses the text reads it first, as every site file is read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,7 +45,7 @@ def with_tunnel(text: str, name: str, entry: str, zone: str = "") -> Inserted:
         raise NotInserted(f'it has no zone "{zone}" with tunnels; say another --zone')
     indent = " " * tunnels.value[0][0].start_mark.column
     lines = "".join(indent + line.removeprefix("  ") for line in entry.splitlines(keepends=True))
-    edits = [(_line_after(text, tunnels), lines), *_listing(text, listed, name)]
+    edits = [(_line_after(text, tunnels, len(indent)), lines), *_listing(text, listed, name)]
     for at, more in sorted(edits, reverse=True):
         own_line = "\n" if more.endswith("\n") and text[:at][-1:] not in ("", "\n") else ""
         text = f"{text[:at]}{own_line}{more}{text[at:]}"
@@ -75,19 +76,26 @@ def _listing(text: str, listed: SequenceNode | ScalarNode, name: str) -> list[tu
     if not listed.flow_style and listed.value:
         dash = text.rfind("\n", 0, listed.value[0].start_mark.index) + 1
         indent = text[dash : text.index("-", dash)]
-        return [(_line_after(text, listed), f"{indent}- {name}\n")]
+        return [(_line_after(text, listed, len(indent)), f"{indent}- {name}\n")]
     end = listed.end_mark.index - 1
     inside = text[listed.start_mark.index + 1 : end].rstrip()
     comma = ", " if inside and not inside.endswith(",") else " " if inside else ""
     return [(listed.start_mark.index + 1 + len(inside), comma + name)]
 
 
-def _line_after(text: str, node: Node) -> int:
-    """The beginning of the line behind the last thing that a block says."""
+def _line_after(text: str, node: Node, margin: int) -> int:
+    """The beginning of the line behind the last thing that a block says, and behind the comments on it: those
+    further in than the block's margin."""
     end = _last(node).end_mark
     index = end.index if end.column else end.index - 1
     newline = text.find("\n", index)
-    return len(text) if newline < 0 else newline + 1
+    if newline < 0:
+        return len(text)
+    behind = re.compile(rf"(?:[ \t]*\n)* {{{margin + 1},}}#[^\n]*(?:\n|\Z)")
+    after = newline + 1
+    while comment := behind.match(text, after):
+        after = comment.end()
+    return after
 
 
 def _last(node: Node) -> Node:

@@ -167,6 +167,11 @@ def _time(text: str) -> datetime:
 # -- in words ----------------------------------------------------------------------------------------
 
 
+def time_of(found: Found) -> str:
+    """The local time of a record; "" of what is none."""
+    return _local(found.at) if found.record is not None else ""
+
+
 def line(found: Found) -> str:
     """For people; times are local. What it shows of names goes to a terminal."""
     return "".join(character if character.isprintable() else "?" for character in "  ".join(_parts(found)))

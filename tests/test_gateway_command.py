@@ -105,15 +105,26 @@ class Broken:
     right: str
     wrong: str
     said: str
+    cure: str = ""
 
 
 BROKEN = (
-    Broken("a key that is not there", "key: server.key", "key: no.key", "4:6: "),
-    Broken("a key of another certificate", "key: server.key", "key: client.key", "3:14: "),
-    Broken("a CA that is none", "ca: ca.crt", "ca: gateway.yaml", "5:15: "),
-    Broken("a CA that is not there", "ca: ca.crt", "ca: none.crt", "5:15: "),
-    Broken("no revocations", "revoked: revoked", "revoked: none", "5:32: "),
-    Broken("a log in no directory", "log: gateway.log", "log: none/gateway.log", "8:6: "),
+    Broken(
+        "a key that is not there", "key: server.key", "key: no.key", "4:6: ", "path of the certificate's key"
+    ),
+    Broken("a key that is none", "key: server.key", "key: gateway.yaml", "4:6: ", "there is no key in it"),
+    Broken("a key of another certificate", "key: server.key", "key: client.key", "3:14: ", "made together"),
+    Broken("a certificate that is none", "server.crt", "gateway.yaml", "3:14: ", "as PEM"),
+    Broken("a CA that is none", "ca: ca.crt", "ca: gateway.yaml", "5:15: ", "as PEM"),
+    Broken("a CA that is not there", "ca: ca.crt", "ca: none.crt", "5:15: ", "as PEM"),
+    Broken("no revocations", "revoked: revoked", "revoked: none", "5:32: ", "an empty file revokes nobody"),
+    Broken(
+        "a log in no directory",
+        "log: gateway.log",
+        "log: none/gateway.log",
+        "8:6: ",
+        "a directory that is there",
+    ),
     Broken("an address of another machine", "127.0.0.1:0", "192.0.2.77:0", "2:10: cannot listen there"),
     Broken(
         "more clients than descriptors",
@@ -129,7 +140,8 @@ BROKEN = (
 def test_a_mistake_is_told_with_its_place(directory: Path, case: Broken) -> None:
     file = directory / "gateway.yaml"
     file.write_text(CONFIG.replace(case.right, case.wrong, 1))
-    assert_refused(file, f"{file}:{case.said}")
+    file.chmod(0o600)  # where it is named as a key
+    assert_refused(file, f"zonegate: {file}:{case.said}", case.cure)
 
 
 def test_an_expired_certificate_and_a_key_that_others_read(directory: Path) -> None:
@@ -141,7 +153,9 @@ def test_an_expired_certificate_and_a_key_that_others_read(directory: Path) -> N
     write_issued(old, directory, "old")
     file.write_text(CONFIG.replace("server.", "old."))
     assert_refused(file, f"{file}:3:14: ", "has expired; issue a new one")
-    assert_refused(directory / "none.yaml", f"{directory / 'none.yaml'}:1:1: ", "no such file")
+    assert_refused(
+        directory / "none.yaml", f"{directory / 'none.yaml'}:1:1: ", "no such file", "make one: zonegate init"
+    )
 
 
 def assert_refused(file: Path, *said: str) -> None:

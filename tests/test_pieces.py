@@ -105,7 +105,21 @@ def test_ten_thousand_flows_are_summed_up_for_people() -> None:
 
 def test_a_narrow_terminal_shows_reasons_too() -> None:
     heading, flow, reason, summary = table(80, 1, 10)
-    assert "why" not in heading and "a.example:443" in flow and reason.strip() == "rule any"
-    assert flow.index("a.example") == reason.index("rule any") and summary.startswith("1 flow")
+    assert "why" not in heading and "a.example:443" in flow
+    assert reason.split() == ["10", "s", "hq", "tls,", "rule", "any"]
+    assert flow.index("a.example") == reason.index("hq tls") and summary.startswith("1 flow")
     assert len(table(80, 100, 10)) == 1 + 10 + 1, "no more lines than there is room for"
     assert table(100, 1, 10)[1].rstrip().endswith("rule any")
+
+
+def test_a_destination_without_room_keeps_its_domain_and_port() -> None:
+    row = {
+        "id": "909777-12345", "user": "a.contractor.with.a.long.name", "zone": "corporate", "tunnel": "hq",
+        "destination": f"{'x' * 70}.corp.example:443", "protocol": "tls", "age_s": 7900.0,
+        "bytes_up": 1 << 40, "bytes_down": 1 << 40, "because": "rule any",
+    }  # fmt: skip
+    for width, least in ((80, "p.example:443"), (60, ":443"), (120, "p.example:443")):
+        console = Console(record=True, width=width, file=StringIO())
+        console.print(flows.shown([row], {}, width))
+        flow = console.export_text().splitlines()[1]
+        assert f"{least} " in flow and "…" in flow and (width < 80 or flow.startswith("909777-12345 ")), flow

@@ -44,6 +44,15 @@ CASES = [
         "# top\nzones:\n  # whose\n  corporate: {tunnels: [gw]} # one\n# below\ntunnels: # all\n"
         "  # the first\n  gw: # it\n    kind: mtls # kind\n    # its end\n\n# people\npeople: {}\n",
     ),
+    Case(
+        "a comment at the end, on the last tunnel's keys",
+        "zones: {corporate: {tunnels: [gw]}}\n"
+        "tunnels:\n  gw:\n    kind: mtls\n\n    # its end\n\n  # another: {}\n",
+    ),
+    Case(
+        "a comment on the last line",
+        "zones:\n  corporate: {tunnels: [gw]}\ntunnels:\n  gw:\n    kind: mtls\n    # its end",
+    ),
     Case("quoted", 'zones: {"corporate": {"tunnels": ["gw"]}}\n"tunnels":\n  "gw": {kind: mtls}\n'),
 ]  # fmt: skip
 
@@ -57,6 +66,7 @@ def test_it_says_what_it_said_and_the_tunnel(case: Case) -> None:
     assert yaml.safe_load(made.text) == expected, made.text
     assert (made.zone, made.before) == ("corporate", case.before)
     left = made.text.splitlines()
+    assert "    # its end" not in left or left.index("    # its end") < left.index("  new:")
     kept = [line for line in case.text.splitlines() if "tunnels" not in line and "gw\n" not in line + "\n"]
     assert all(line in left for line in kept), "lines stay as they are"
     assert list(yaml.safe_load(made.text)["tunnels"]) == ["gw", "new"]
@@ -133,6 +143,7 @@ def test_the_command_puts_it_into_the_site_file(there: Path) -> None:
     assert (set(site.tunnels), site.zones["corporate"].tunnels) == ({"first", "hq"}, ("first", "hq"))
     assert stat.S_IMODE((there / "zonegate.yaml").stat().st_mode) == 0o640
     assert stat.S_IMODE((there / "hq.key").stat().st_mode) == 0o600
+    assert 'private_key: "hq.key"\n' in (there / "zonegate.yaml").read_text(), "relative to the site file"
     assert "policy: zone.policy.yaml # the desk's\n" in (there / "zonegate.yaml").read_text()
     assert names(there) == {
         *("zonegate.yaml", "zone.policy.yaml", "wg0.conf", "first.key", "hq.key", "hq.psk"),

@@ -157,6 +157,15 @@ def test_what_cannot_be_asked_for_is_one_line(records: Records, options: list[st
     assert (found.exit_code, found.stdout, found.stderr.count("\n")) == (2, "", 1)
 
 
+def test_that_nothing_fits_is_said_with_how_far_the_records_reach(records: Records) -> None:
+    none = records.call("show", "--flow", "f1")
+    assert (none.exit_code, none.stdout) == (1, "") and "fits: there is none yet; " in none.stderr
+    records.write("a", FLOW, BLOCKED)
+    none = records.call("show", "--flow", "f9", "--json")
+    said = f"fits: the oldest there is of {NOW.astimezone():%Y-%m-%d %H:%M:%S}; "
+    assert (none.exit_code, none.stdout, none.stderr.count("\n")) == (1, "", 1) and said in none.stderr
+
+
 def test_an_end_fits_as_its_flow_does_and_junk_only_when_nothing_is_asked_for(records: Records) -> None:
     records.write("a", FLOW, encode(end()), b"junk\n", encode(GapRecord(at=NOW, since=NOW, lost=3)))
     assert '"record":"end"' in records.call("show", "--user", "alice", "--json").stdout

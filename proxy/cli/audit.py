@@ -15,6 +15,7 @@ import click
 from proxy import chain, ipc, pieces, trail
 from proxy.cli.completing import zones
 from proxy.cli.errors import fail, warn
+from proxy.cli.folding import tell
 from proxy.messages.admin import Answer, Ask
 from proxy.paths import Places, admin_sockets
 from proxy.run import RunError, connect
@@ -95,8 +96,9 @@ def show(as_json: bool, directory: Path | None, **wanted: str | None) -> None:
     place = _place(directory)
     try:
         filters = Filters.of(**{key: value for key, value in wanted.items() if value})
-        none = True
+        none, oldest = True, ""
         for found in trail.Following(place).new():
+            oldest = oldest or trail.time_of(found)
             if filters.admits(found):
                 none = False
                 _print(found, as_json)
@@ -104,6 +106,9 @@ def show(as_json: bool, directory: Path | None, **wanted: str | None) -> None:
         fail(str(error))
     except OSError as error:
         _cannot(place, error)
+    if none:
+        there = f"the oldest there is of {oldest}" if oldest else "there is none yet"
+        warn(f"no record in {place} fits: {there}; another place is named with --dir")
     sys.exit(1 if none else 0)
 
 
@@ -175,7 +180,7 @@ def _cannot(place: Path, error: OSError) -> NoReturn:
 
 def _print(found: Found, as_json: bool) -> None:
     if not as_json:
-        click.echo(trail.line(found))
+        tell(trail.line(found))
     elif found.record is not None:
         click.echo(found.text)
     else:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from proxy import paths, sandbox
+from proxy.cli import folding
 from proxy.cli.errors import fail
 from proxy.demo.machines import DemoFailed, Machines
 from proxy.demo.story import Step, tell
@@ -47,9 +48,10 @@ def command(once: bool, tunnel: str | None) -> None:
     packets = tunnel == "wireguard" or (tunnel is None and not lacking)
     for number in (signal.SIGTERM, signal.SIGHUP):  # however it ends, it takes everything with it
         signal.signal(number, signal.default_int_handler)
-    console = Console(highlight=False, soft_wrap=True)
+    console = folding.console()
     if tunnel is None and lacking:
-        console.print(Text(f"The tunnel is an mtls one, since WireGuard is not here: {'; '.join(lacking)}"))
+        words = f"The tunnel is an mtls one, since WireGuard is not here: {'; '.join(lacking)}"
+        console.print(Text(folding.fold(words, folding.columns())))
     stays = not once and sys.stdout.isatty()
     with tempfile.TemporaryDirectory(prefix="zonegate-demo-") as directory:
         usual = _free_place() if stays else None
@@ -82,8 +84,9 @@ def _free_place() -> Path | None:
 def _show(step: Step, console: Console) -> bool:
     mark = Text("✓ ", "bold green") if step.good else Text("✗ ", "bold red")
     console.print(mark + Text(step.title, "bold"))
-    console.print(Text(f"    expected  {step.expected}", "dim"))
-    console.print(Text(f"    seen      {step.seen}", "" if step.good else "red"))
+    width = folding.columns()
+    console.print(Text(folding.fold(f"    expected  {step.expected}", width), "dim"))
+    console.print(Text(folding.fold(f"    seen      {step.seen}", width), "" if step.good else "red"))
     return step.good
 
 

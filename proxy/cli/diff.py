@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from proxy.cli.errors import fail, fail_at
+from proxy.cli.folding import tell
 from proxy.cli.revisions import load_either
 from proxy.policy.cover import TooHard
 from proxy.policy.diff import compare
@@ -46,7 +47,7 @@ def command(old: str, new: str, as_json: bool, fail_looser: bool) -> None:
         click.echo(json.dumps(found, indent=2))
     else:
         for line in tell_changes(changes, duties):
-            click.echo(line)
+            tell(line)
     sys.exit(1 if looser and fail_looser else 0)
 
 

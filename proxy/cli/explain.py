@@ -11,6 +11,7 @@ import click
 from proxy.cli.ask import ask_json
 from proxy.cli.completing import tunnels, zones
 from proxy.cli.errors import fail, fail_at
+from proxy.cli.folding import tell
 from proxy.policy import files
 from proxy.policy.facts import MANY, FactError, make_situation
 from proxy.policy.source import Problems
@@ -82,13 +83,16 @@ def command(path: Path | None, to: str, as_json: bool, **given: str | tuple[str,
         click.echo(json.dumps(decision_value(situation.flow, decision), indent=2))
         return
     for line in tell_decision(policy, situation.flow, decision, situation.candidates):
-        click.echo(line)
+        tell(line)
 
 
 def _ask_daemon(facts: dict[str, tuple[str, ...]], *, as_json: bool) -> None:
     """The daemon's own answer."""
     found = ask_json("explain", **facts)
-    click.echo(json.dumps(found["decision"], indent=2) if as_json else "\n".join(found["lines"]))
+    if as_json:
+        click.echo(json.dumps(found["decision"], indent=2))
+    else:
+        tell("\n".join(found["lines"]))
 
 
 def _destination(to: str) -> dict[str, tuple[str, ...]]:

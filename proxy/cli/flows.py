@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from proxy.cli import amounts
 from proxy.cli.ask import ask_pages
+from proxy.cli.folding import PIPED_WIDTH, columns
 
 EVERY_S = 1.0
-PIPED_WIDTH = 160
 MOST_SHOWN = 200  # to people; a pipe has all
 WIDE = 100  # columns in which a table has room for reasons beside the rest
+WHO = 16  # columns for a person where there is little room
+LEAST = 16  # columns that a destination keeps
 OTHER_LINES = 3  # the heading, the summary and the cursor's own
 
 type Row = dict[str, Any]
@@ -39,7 +40,7 @@ def command(watch: bool, as_json: bool) -> None:
     zonegate flows --watch
     zonegate flows --json | jq '.[] | select(.bytes_up > 1e6) | .destination'
     """
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    console = Console(highlight=False, width=None if columns() else PIPED_WIDTH)
     if not watch:
         rows = found()
         if as_json:
@@ -105,34 +106,43 @@ def shown(rows: Sequence[Row], rates: Mapping[str, float], width: int, most: int
     speed = {row["id"]: rates.get(row["id"], _carried(row) / max(0.001, row["age_s"])) for row in rows}
     ordered = sorted(rows, key=lambda row: (-round(speed[row["id"]]), -row["age_s"]))
     several = len({row["zone"] for row in rows}) > 1
+    wide = width >= WIDE
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=True)
-    table.add_column("flow", no_wrap=True)
-    table.add_column("who", no_wrap=True, overflow="ellipsis")
-    table.add_column("destination", no_wrap=True, overflow="ellipsis", ratio=3, style="bold")
-    table.add_column("by", no_wrap=True)
-    for heading in ("age", "up", "down", "rate"):
-        table.add_column(heading, no_wrap=True, justify="right")
-    if width >= WIDE:
-        table.add_column("why", no_wrap=True, overflow="ellipsis", ratio=2, style="dim")
+    table.add_column("flow" if wide else "flow, age", no_wrap=True)
+    table.add_column("who", no_wrap=True, overflow="ellipsis", max_width=None if wide else WHO)
+    table.add_column("destination", no_wrap=True, ratio=3, min_width=LEAST, style="bold")
+    if wide:
+        table.add_column("by", no_wrap=True)
+        table.add_column("age", no_wrap=True, justify="right")
     elif most is not None:
-        most = max(1, most // 2)  # each has its reason in a line below
+        most = max(1, most // 2)  # each has a second line
+    for heading in ("up", "down", "rate"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    if wide:
+        table.add_column("why", no_wrap=True, overflow="ellipsis", ratio=2, style="dim")
     for row in ordered[:most]:
-        cells = [
-            row["id"],
-            f"{row['user']}@{row['zone']}" if several else row["user"],
-            row["destination"],
-            f"{row['tunnel']} {row['protocol']}",
-            amounts.age(row["age_s"]),
-            amounts.size(row["bytes_up"]),
-            amounts.size(row["bytes_down"]),
-            amounts.rate(speed[row["id"]]),
-            row["because"],
-        ]
-        texts = [Text(cell) for cell in cells]
-        if width < WIDE:
-            texts[2].append_text(Text(f"\n{texts.pop()}", "not bold dim"))
-        table.add_row(*texts)
+        who = Text(f"{row['user']}@{row['zone']}" if several else row["user"])
+        by, age = f"{row['tunnel']} {row['protocol']}", amounts.age(row["age_s"])
+        to = _End(row["destination"])
+        carried = [Text(amounts.size(row[key])) for key in ("bytes_up", "bytes_down")]
+        carried.append(Text(amounts.rate(speed[row["id"]])))
+        if wide:
+            table.add_row(Text(row["id"]), who, to, Text(by), Text(age), *carried, Text(row["because"]))
+        else:
+            why = Text(f"{by}, {row['because']}", "not bold dim", no_wrap=True, overflow="ellipsis")
+            table.add_row(Group(Text(row["id"]), Text(age, "dim")), who, Group(to, why), *carried)
     return Group(table, _summary(rows, speed, most)) if rows else Group(Text("no flow is open"))
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """A destination; what does not fit is left out of its beginning, since domain and port say most."""
+
+    text: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        room = max(1, options.max_width)
+        yield Text(self.text if len(self.text) <= room else f"…{self.text[len(self.text) - room + 1 :]}")
 
 
 def _summary(rows: Sequence[Row], speed: Mapping[str, float], most: int | None) -> Text:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 import uvloop
 
+from proxy.cli.errors import fail_at
 from proxy.gateway.service import run
 from proxy.policy.source import Problems
 
@@ -33,5 +33,4 @@ def command(config: Path) -> None:
     try:
         uvloop.run(run(config))
     except Problems as problems:
-        click.echo(str(problems), err=True)
-        sys.exit(2)
+        fail_at(problems.render())

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from proxy.cli.errors import fail, fail_at
+from proxy.cli.folding import tell
 from proxy.policy import Policy, files
 from proxy.policy.cover import TooHard, has_z3
 from proxy.policy.examples import Claim
@@ -62,7 +63,7 @@ def command(paths: tuple[Path, ...], engine: EngineName, as_json: bool) -> None:
             severity = severity_of(finding)
             head = "FAILED" if severity == "error" else severity
             told = replace(finding, message=told_in_full(finding))
-            click.echo(f"{head} {finding.id} ({finding.kind})\n{tell_finding(told)}")
+            tell(f"{head} {finding.id} ({finding.kind})\n{tell_finding(told)}")
         click.echo(f"{proved} proved, {len(failed)} failed")
     sys.exit(1 if failed else 0)
 

@@ -8,6 +8,7 @@ import sys
 import click
 
 from proxy.cli.ask import order
+from proxy.cli.folding import tell
 
 
 @click.command("reload", short_help="have the daemon read its files again")
@@ -29,5 +30,5 @@ def command(check: bool, as_json: bool) -> None:
         done.pop("lines")
         click.echo(json.dumps(done, indent=2))
     else:
-        click.echo("\n".join(done["lines"]))
+        tell("\n".join(done["lines"]))
     sys.exit(1 if done["trouble"] else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from proxy import remains
+from proxy.cli import amounts, folding
 from proxy.cli.ask import ask, value_of
 from proxy.cli.errors import warn
 from proxy.messages.admin import Ask
 from proxy.paths import admin_sockets
 
 MOST_SHOWN = 50  # bubbles, to people
+WIDE = 100  # columns in which a tunnel has room for its peer beside the rest
 
 
 @click.command("status", short_help="what is up, what is proved, who is inside")
@@ -38,7 +41,7 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
-        show(found, Console(highlight=False, soft_wrap=True))
+        show(found, folding.console())
     wrong = found["trouble"] or found["locks"] or found["reload"]["failed"]
     well = all(tunnel["attested"] for tunnel in found["tunnels"].values()) and not wrong
     sys.exit(0 if well else 1)
@@ -53,72 +56,95 @@ def tell_waiting() -> None:
 
 def show(found: dict[str, Any], console: Console) -> None:
     """Print a status for people."""
+
+    def say(words: str, style: str = "") -> None:
+        console.print(Text(folding.fold(words, console.width if console.is_terminal else 0), style))
+
     policy = found["policy"]
     reload = found["reload"]
-    console.print(f"policy       {policy['name']} ({policy['hash'][:12]}), read {reload['loaded_at']}")
-    console.print(f"enforcement  {found['enforcement']}")
+    say(f"policy       {policy['name']} ({policy['hash'][:12]}), read {reload['loaded_at']}")
+    say(f"enforcement  {found['enforcement']}")
     if found["enforcement"] != "structural":
-        console.print(Text("             programs can go around this gate", "bold red"))
+        say("             programs can go around this gate", "bold red")
     for lock in found["locks"]:
         where = f"zone {lock['zone']}" if lock["zone"] else "every zone"
-        whose = "" if lock["uid"] < 0 else f" for user #{lock['uid']}"
-        console.print(Text(f"{where} is {lock['words']}{whose}; to open: zonegate unlock", "bold red"))
+        whose = "" if lock["uid"] < 0 else f" for user {_login(lock['uid'])}"
+        say(f"{where} is {lock['words']}{whose}; to open: zonegate unlock", "bold red")
     if failed := reload["failed"]:
-        console.print(Text(f"the reload at {failed['at']} failed, and nothing was changed:", "bold red"))
+        say(f"the reload at {failed['at']} failed, and nothing was changed:", "bold red")
         for line in failed["words"].splitlines():
-            console.print(f"  {line}")
+            say(f"  {line}")
     for trouble in found["trouble"]:
-        console.print(Text(f"new flows are denied: {trouble}", "bold red"))
+        say(f"new flows are denied: {trouble}", "bold red")
     for warning in found["warnings"]:
-        console.print(Text(warning, "bold yellow"))
-    console.print(tunnel_table(found["tunnels"]))
+        say(warning, "bold yellow")
+    console.print(tunnel_table(found["tunnels"], console.width))
     for name, tunnel in found["tunnels"].items():
         if not tunnel["attested"]:
-            console.print(f"  {name}: {tunnel['words']}")
+            say(f"  {name}: {tunnel['words']}")
     for quota in found["quotas"]:
-        console.print(_quota(quota))
+        say(*_quota(quota))
     for one in found["waiting"][:MOST_SHOWN]:
-        console.print(f"bubble {one['id']} (pid {one['pid']}) is not served, and has no way out")
+        say(f"bubble {one['id']} (pid {one['pid']}) is not served, and has no way out")
     console.print(_rest(found["waiting"], "that are not served"), end="")
     if found["listeners"]:
         console.print(_listeners(found))
     for one in found["listeners"]:
-        console.print(Text(f"  {one['name']}: {one['words']}", "yellow"))
+        say(f"  {one['name']}: {one['words']}", "yellow")
     if found["bubbles"]:
         console.print(_bubbles(found))
         console.print(_rest(found["bubbles"], "that are served"), end="")
         for worker in found["workers"]:
-            console.print(_worker(worker))
+            say(_worker(worker), "italic dim")
     else:
-        console.print("no bubble; start a program in one: zonegate run -- PROGRAM")
+        say("no bubble; start a program in one: zonegate run -- PROGRAM")
 
 
-def _quota(quota: dict[str, Any]) -> Text:
+def _login(uid: int) -> str:
+    """A user's name; #uid where there is none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
+
+
+def _quota(quota: dict[str, Any]) -> tuple[str, str]:
     used, limit = quota["used_bytes"], quota["limit_bytes"]
     what = f"{quota['transfer']} of {quota['destination']} per {quota['per']}, {quota['who']}"
-    words = f"quota  {what}: {used >> 10} of {limit >> 10} KiB, until {quota['until']}"
-    return Text(words, "bold red" if used >= limit else "")
+    words = f"quota  {what}: {amounts.size(used)} of {amounts.size(limit)}, until {quota['until']}"
+    return words, "bold red" if used >= limit else ""
+
+
+_WHOLE = ("kind", "state", "proof", "zone", "user", "pid", "enforcement", "login")
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, style="", header_style="dim", overflow="fold")
+        table.add_column(column, style="", header_style="dim", overflow="fold", no_wrap=column in _WHOLE)
     return table
 
 
-def tunnel_table(tunnels: dict[str, Any]) -> Table:
-    """Tunnels by name, and what is proved of each."""
-    table = _table("tunnel", "kind", "state", "gateway", "peer", "proof")
+def tunnel_table(tunnels: dict[str, Any], width: int) -> Table:
+    """Tunnels by name, and what is proved of each; where there is little room the peer stands below."""
+    wide = width >= WIDE
+    table = _table(
+        "tunnel",
+        "kind",
+        "state",
+        "gateway" if wide else "gateway, peer",
+        *(["peer"] if wide else []),
+        "proof",
+    )
     for name, tunnel in tunnels.items():
         good = tunnel["attested"]
         age = tunnel["proof_age_s"]
+        peer = tunnel["peer"][:19] + "…" if tunnel["peer"] else ""
         table.add_row(
             name,
             tunnel["kind"],
             Text(tunnel["state"], "green" if good else "bold red"),
-            tunnel["gateway"],
-            tunnel["peer"][:19] + "…" if tunnel["peer"] else "",
+            *([tunnel["gateway"], peer] if wide else [f"{tunnel['gateway']}\n{peer}".strip()]),
             f"{age:.1f} s ago" if good and age is not None else "",
         )
     return table
@@ -147,8 +173,8 @@ def _rest(rows: Sequence[object], what: str) -> str:
     return f"and {hidden} more {what}, see --json\n" if hidden > 0 else ""
 
 
-def _worker(worker: dict[str, Any]) -> Text:
+def _worker(worker: dict[str, Any]) -> str:
     flows = f"{worker['open_flows']} open, {worker['admitted']} admitted, {worker['refused']} refused"
     if (beside := worker["inspector"]) is not None:
         flows += f"; requests inspected: {beside['admitted']} admitted, {beside['refused']} refused"
-    return Text(f"zone {worker['zone']} of {worker['user']}: {flows}", "italic dim")
+    return f"zone {worker['zone']} of {worker['user']}: {flows}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from proxy.cli.errors import fail, fail_at
+from proxy.cli.folding import tell
 from proxy.policy import files
 from proxy.policy.cover import TooHard
 from proxy.policy.coverage import Coverage, measure
@@ -21,12 +23,22 @@ from proxy.policy.source import Problems
 from proxy.policy.telling import tell_finding
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A test that failed. Those of one file with the same `cause` failed alike; "" is like no other."""
+
+    file: str
+    name: str
+    told: str
+    cause: str = ""
+
+
 @dataclass(slots=True)
 class _Tally:
     """What the run has come to so far."""
 
     passed: int = 0
-    failures: list[tuple[str, str]] = field(default_factory=list)
+    failures: list[_Failure] = field(default_factory=list)
     decided: dict[str, tuple[Suite, set[str]]] = field(default_factory=dict)
 
 
@@ -57,7 +69,9 @@ def command(paths: tuple[Path, ...], mutants: bool, cov_fail_under: float | None
     coverages = [measure(suite.policy, ids) for suite, ids in tally.decided.values()]
     if cov_fail_under is not None:
         low = [c for c in coverages if c.percent < cov_fail_under]
-        tally.failures += [(c.policy.name, f"coverage {c.percent:.0f}% is below the limit") for c in low]
+        tally.failures += [
+            _Failure("", c.policy.name, f"coverage {c.percent:.0f}% is below the limit") for c in low
+        ]
     _print(tally, coverages, as_json)
     sys.exit(1 if tally.failures else 0)
 
@@ -66,22 +80,22 @@ def _run(suite: Suite, mutants: bool, tally: _Tally) -> None:
     """Raises TooHard where a claim needs z3."""
     results = [run(suite.policy, case) for case in suite.cases]
     for result in results:
-        name = f"{suite.file}::{result.case.id}"
-        _count(tally, name, describe(suite.policy, result.case) if result.failures else "")
+        told = describe(suite.policy, result.case) if result.failures else ""
+        _count(tally, suite.file, result.case.id, told, "; ".join(result.failures[:1]))
     prover = Prover(suite.policy, suite.claims) if suite.claims else None
     for claim in suite.claims:
         assert prover is not None
         told = "\n".join(map(tell_finding, prover.check(claim)))
-        _count(tally, f"{suite.file}::prove::{claim.id}", told and f"{claim.at}: {claim.id}\n{told}")
+        _count(tally, suite.file, f"prove::{claim.id}", told and f"{claim.at}: {claim.id}\n{told}")
     for survivor in survivors(suite) if mutants else ():
-        _count(tally, f"{suite.file}::mutants", str(survivor))
+        _count(tally, suite.file, "mutants", str(survivor))
     _, ids = tally.decided.setdefault(suite.policy.model.file, (suite, set()))
     ids |= covered(results)
 
 
-def _count(tally: _Tally, name: str, failure: str) -> None:
-    if failure:
-        tally.failures.append((name, failure))
+def _count(tally: _Tally, file: str, name: str, told: str, cause: str = "") -> None:
+    if told:
+        tally.failures.append(_Failure(file, f"{file}::{name}", told, cause))
     else:
         tally.passed += 1
 
@@ -90,8 +104,13 @@ def _print(tally: _Tally, coverages: list[Coverage], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_value(tally, coverages), indent=2))
         return
-    for name, told in tally.failures:
-        click.echo(f"FAILED {name}\n{told}\n")
+    for alike in _alike(tally.failures):
+        tell(f"FAILED {alike[0].name}\n{alike[0].told}")
+        if len(alike) > 1:
+            tell(f"  and {len(alike) - 1} more alike, {alike[0].cause}:")
+        for one in alike[1:]:
+            tell(f"    {one.told.partition('\n')[0]}")
+        click.echo()
     for coverage in coverages:
         share = f"{coverage.decided} of {coverage.total} rules and guards"
         click.echo(f"{coverage.policy.name}: {share} decided a test flow, {coverage.percent:.0f}%")
@@ -100,10 +119,18 @@ def _print(tally: _Tally, coverages: list[Coverage], as_json: bool) -> None:
     click.echo(f"{tally.passed} passed, {len(tally.failures)} failed")
 
 
+def _alike(failures: Sequence[_Failure]) -> list[list[_Failure]]:
+    """Failures by file and cause, in the order in which each cause was seen first."""
+    found: dict[object, list[_Failure]] = {}
+    for one in failures:
+        found.setdefault((one.file, one.cause) if one.cause else id(one), []).append(one)
+    return list(found.values())
+
+
 def _value(tally: _Tally, coverages: list[Coverage]) -> dict[str, Any]:
     return {
         "passed": tally.passed,
-        "failed": [{"id": name, "message": told} for name, told in tally.failures],
+        "failed": [{"id": one.name, "message": one.told} for one in tally.failures],
         "coverage": [
             {
                 "policy": coverage.policy.name,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
+from proxy.cli import folding
 from proxy.cli.ask import ask, order, value_of
 from proxy.cli.completing import tunnels
 from proxy.cli.errors import fail, warn
@@ -57,8 +57,8 @@ def list_tunnels(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(told, indent=2))
     else:
-        console = Console(highlight=False, soft_wrap=True)
-        console.print(tunnel_table(told))
+        console = folding.console()
+        console.print(tunnel_table(told, console.width))
     sys.exit(0 if all(one["attested"] for one in told.values()) else 1)
 
 
@@ -91,7 +91,7 @@ def show(name: str, as_json: bool) -> None:
         }
         for key, value in rows.items():
             if value:
-                click.echo(f"{key:<12}{value}")
+                folding.tell(f"{key:<12}{value}")
     sys.exit(0 if one["attested"] else 1)
 
 
@@ -175,7 +175,7 @@ def import_file(file: Path, name: str, keys: Path | None, into: Path | None, zon
     }
     for path, key in written.items():
         _write_key(path, key)
-    entry = found.snippet(name, str(private.absolute()), str(preshared.absolute()), probe)
+    entry = found.snippet(name, _named(private, into), _named(preshared, into), probe)
     said = ""
     if into is not None:
         try:
@@ -196,6 +196,14 @@ def import_file(file: Path, name: str, keys: Path | None, into: Path | None, zon
     )
     click.echo("# of a zone. To have that done, remove the keys and say: --into zonegate.yaml")
     click.echo(entry, nl=False)
+
+
+def _named(path: Path, into: Path | None) -> str:
+    """How a site file names a file: by itself where both lie together."""
+    if into is None:
+        return str(path.absolute())
+    here, found = into.resolve().parent, path.resolve()
+    return str(found.relative_to(here) if found.is_relative_to(here) else found)
 
 
 def _write_key(path: Path, key: str) -> None:

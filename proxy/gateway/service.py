@@ -22,7 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from proxy import notify
 from proxy.certificates import spki_pin
@@ -39,6 +40,12 @@ from proxy.stamps import look
 
 _BACKLOG = 1024
 _OTHER_DESCRIPTORS = 64
+_NO_PEM = "there is no certificate in it"
+_TLS_WORDS: Mapping[str, str] = {
+    "KEY_VALUES_MISMATCH": "it is not the key's",
+    "NO_START_LINE": _NO_PEM,
+    "NO_CERTIFICATE_OR_CRL_FOUND": _NO_PEM,
+}
 
 
 async def run(file: Path) -> None:
@@ -49,12 +56,12 @@ async def run(file: Path) -> None:
     stamps = look(files)
     context, pin = shown(config)
     with ExitStack() as undo:
-        with _said_at(config.log):
+        with _said_at(config.log, "write a path in a directory that is there and yours"):
             log = Log(config.log.path, lambda: datetime.now(UTC))
         undo.callback(log.close)
         revocations = Revocations(config.revoked.path if config.revoked else None, time.time)
         if config.revoked is not None and revocations.trouble:
-            raise _problems(config.revoked.at, revocations.trouble)
+            raise _problems(config.revoked.at, f"{revocations.trouble}; an empty file revokes nobody")
         dialer = Dialer(
             config.allowances, config.hosts, system_resolver if config.uses_system_resolver else None
         )
@@ -81,25 +88,25 @@ async def run(file: Path) -> None:
 
 def load(file: Path) -> GatewayConfig:
     """The configuration of a file. Raises Problems, also where the file cannot be read."""
-    with _said_at(FileRef(file, Where(str(file), 1, 1))):
+    with _said_at(FileRef(file, Where(str(file), 1, 1)), "name it with -c, or make one: zonegate init DIR"):
         text = file.read_bytes()
     return read_config(text, file)
 
 
 def tls(config: GatewayConfig) -> ssl.SSLContext:
     """The context of the configured files. Raises Problems, each where the file is named."""
-    with _said_at(config.key):
+    with _said_at(config.key, "write the path of the certificate's key"):
         if stat.S_IMODE(config.key.path.stat().st_mode) & 0o077:
             raise ValueError("others may read it; chmod 600 it")
-        config.key.path.read_bytes()
-    with _said_at(config.certificate):
-        certificate = x509.load_der_x509_certificate(_certificate_der(config.certificate.path))
+        _check_key(config.key.path.read_bytes())
+    with _said_at(config.certificate, "write the path of a certificate, as PEM"):
+        certificate = _certificate(config.certificate.path)
         if certificate.not_valid_after_utc <= datetime.now(UTC):
             raise ValueError("it has expired; issue a new one")
-    with _said_at(config.client_ca):
+    with _said_at(config.client_ca, "write the path of the CA's certificate, as PEM"):
         ca_pem = config.client_ca.path.read_text("ascii")
         ssl.create_default_context(cadata=ca_pem)
-    with _said_at(config.certificate):
+    with _said_at(config.certificate, "take certificate and key that were made together"):
         return server_context(client_ca_pem=ca_pem, certificate=config.certificate.path, key=config.key.path)
 
 
@@ -107,7 +114,7 @@ def shown(config: GatewayConfig) -> tuple[ssl.SSLContext, str]:
     """The context of the configured files as they are now, and the pin of the key. Raises Problems."""
     context = tls(config)
     with _said_at(config.certificate):
-        return context, spki_pin(_certificate_der(config.certificate.path))
+        return context, spki_pin(_certificate(config.certificate.path).public_bytes(Encoding.DER))
 
 
 def affordable(limits: Limits) -> Limits:
@@ -182,12 +189,13 @@ def _on_signals(undo: ExitStack, stop: asyncio.Event, log: Log) -> None:
 
 
 @contextmanager
-def _said_at(file: FileRef) -> Iterator[None]:
-    """What is wrong with a file becomes a problem at the place that names it."""
+def _said_at(file: FileRef, cure: str = "") -> Iterator[None]:
+    """What is wrong with a file becomes a problem where it is named. A ValueError has its own cure."""
     try:
         yield
     except OSError as error:  # ssl.SSLError is one
-        raise _problems(file.at, f'"{file.path}" cannot be used: {_strerror(error)}') from None
+        said = f'"{file.path}" cannot be used: {_strerror(error)}'
+        raise _problems(file.at, f"{said}; {cure}" if cure else said) from None
     except ValueError as error:
         raise _problems(file.at, f'"{file.path}" cannot be used: {error}') from None
 
@@ -198,12 +206,24 @@ def _problems(at: Where, said: str) -> Problems:
 
 def _strerror(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
-        return (error.reason or "it is not what it should be").lower().replace("_", " ")
+        reason = error.reason or "NO_START_LINE"
+        return _TLS_WORDS.get(reason, reason.lower().replace("_", " "))
     return (error.strerror or str(error)).lower()
 
 
-def _certificate_der(file: Path) -> bytes:
-    return x509.load_pem_x509_certificate(file.read_bytes()).public_bytes(Encoding.DER)
+def _check_key(pem: bytes) -> None:
+    try:
+        load_pem_private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ValueError("there is no key in it, or one with a password; write the path of a key") from None
+
+
+def _certificate(file: Path) -> x509.Certificate:
+    """Raises OSError and ValueError."""
+    try:
+        return x509.load_pem_x509_certificate(file.read_bytes())
+    except ValueError:
+        raise ValueError(f"{_NO_PEM}; write the path of a certificate, as PEM") from None
 
 
 def _shown(listener: socket.socket) -> str:

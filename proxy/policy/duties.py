@@ -26,6 +26,7 @@ from proxy.policy.model import (
 )
 from proxy.policy.reading import Reading
 
+SCAN = "scan:"  # begins the id of a guard that a scanned destination implies
 _CARRIED = frozenset({"transfer", "size"})
 _SCANNED = (Protocol.HTTP, Protocol.HTTPS)
 
@@ -69,7 +70,7 @@ def scan_guard(destination: Destination) -> Guard | None:
     if destination.scan is None or not destination.scan.block:
         return None
     return Guard(
-        id=f"scan:{destination.name}",
+        id=f"{SCAN}{destination.name}",
         match=Match(to=destination.to),
         at=destination.at,
         because=f"what goes to {destination.name} is scanned, and only http and https can be",

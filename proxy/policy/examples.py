@@ -120,12 +120,14 @@ class _Reader:
         self.r, self.policy = reading, policy
         self.m = MatchReader(reading, Vocabulary.of(policy.model))
         self.ids: set[str] = set()
+        self.given: Node | None = None
 
     def suite(self) -> Suite:
         top = self.r.mapping(self.r.root, "the test file", SUITE, required(SUITE))
         if "policy_test" in top:
             self.r.choice(top["policy_test"], "the version of the format", ("1",))
-        given = self._facts(top["given"], "given") if "given" in top else {}
+        self.given = top.get("given")
+        given = self._facts(self.given, "given") if self.given else {}
         tests = self.r.items(top["tests"], '"tests"') if "tests" in top else ()
         claims = self.r.items(top["prove"], '"prove"') if "prove" in top else ()
         cases = [case for node in tests for case in self._cases(node, given)]
@@ -160,11 +162,19 @@ class _Reader:
             try:
                 situation = said.make_situation(self.policy.model, facts)
             except said.FactError as error:
-                self.r.problem(node, f"{what}: {error}")
+                self._wrong(error, what, node, found)
                 return
             yield Case(
                 name + suffix, facts, situation, EXPECTATIONS[expect], by or "", through or "", node.at
             )
+
+    def _wrong(self, error: said.FactError, what: str, test: Node, found: Mapping[str, Node]) -> None:
+        """A problem where the fact was written; what is given for all is said once, and not for each test."""
+        for place in (found.get("each"), found.get("flow"), self.given):
+            if isinstance(place, Map) and (value := place.get(error.key)) is not None:
+                self.r.problem(value, f"{'given' if place is self.given else what}: {error}")
+                return
+        self.r.problem(test, f"{what}: {error}")
 
     def _id(self, found: Mapping[str, Node]) -> str | None:
         word = self.r.word(found["id"], "id") if "id" in found else None

@@ -14,7 +14,7 @@ from typing import Literal
 
 from proxy.flow import Verdict
 from proxy.policy.cover import TooHard
-from proxy.policy.duties import unseen
+from proxy.policy.duties import SCAN, unseen
 from proxy.policy.evaluate import Policy
 from proxy.policy.model import REQUEST_ATTRIBUTES, Entry, Match, Rule
 from proxy.policy.prove import Finding, Prover
@@ -134,10 +134,13 @@ def _names_only(policy: Policy) -> Iterator[tuple[Where, str]]:
         to = guard.match.to
         if to and to.names and not to.networks and granted:
             identity, network = granted[0]
+            what = f'guard "{guard.id}"'
+            if guard.implied:  # its author wrote a destination
+                what = f'destination "{guard.id.removeprefix(SCAN)}" is scanned and'
             yield (
                 guard.at,
-                f'guard "{guard.id}" speaks of names only, and rule "{identity}" grants {network}, where '
-                f"such hosts may be reached by address; add their network to the guard",
+                f'{what} speaks of names only, and rule "{identity}" grants {network}, where such hosts may '
+                f"be reached by address; add their network to {'the destination' if guard.implied else 'it'}",
             )
 
 
@@ -183,7 +186,7 @@ def _inspection(policy: Policy, zones: Collection[str]) -> Iterator[tuple[Where,
 
 def _addresses(policy: Policy, zones: Collection[str]) -> Iterator[tuple[Where, str]]:
     """Rules that need the address of a name, in zones whose tunnel resolves names itself."""
-    blocking: list[Entry] = [*policy.model.guards]
+    blocking: list[Entry] = [guard for guard in policy.model.guards if not guard.implied]
     blocking += [rule for rule in policy.model.enforced if rule.verdict is Verdict.BLOCK]
     for entry in blocking:
         if entry.match.to and entry.match.to.networks:

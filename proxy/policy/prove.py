@@ -13,6 +13,7 @@ from typing import Literal
 
 from proxy.flow import Because, Flow, Origin, TunnelFact, Verdict
 from proxy.policy.cover import AutoEngine, BoxEngine, Engine, Z3Engine, shadowers
+from proxy.policy.duties import SCAN
 from proxy.policy.evaluate import Policy
 from proxy.policy.examples import Claim, word
 from proxy.policy.model import Match, Rule
@@ -142,7 +143,7 @@ class Prover:
         boxes = [box for piece in pieces for box in piece.boxes]
         covers = [cover for piece in pieces for cover in piece.covers]
         names = [cover.because.id for cover in shadowers(self.full, boxes, covers)]
-        quoted = [f'"{name}"' for name in names if name != "impossible"]
+        quoted = [_called(name) for name in names if name != "impossible"]
         if not quoted:
             message = f'rule "{rule.id}" can never decide: no flow has what it matches; remove it'
         else:
@@ -195,6 +196,12 @@ def make_engine(name: EngineName, full: dict[str, int]) -> Engine:
             return Z3Engine(full)
         case "auto":
             return AutoEngine(full)
+
+
+def _called(identity: str) -> str:
+    """An entry as its author knows it: the guard that a scan implies is written nowhere."""
+    stem = identity.removeprefix(SCAN)
+    return f'"{identity}"' if stem == identity else f'the scan of destination "{stem}"'
 
 
 def _and(words: Sequence[str]) -> str:

@@ -48,9 +48,10 @@ class Reading:
         self.root = read(text, filename)
 
     def problem(self, at: Node | Where, message: str) -> None:
-        """Record a problem at a node. Raises Problems at once when there are too many to read."""
+        """Record a problem at a node, once. Raises Problems at once when there are too many to read."""
         where = at if isinstance(at, Where) else at.at
-        self.problems.append(Problem(*where, message))
+        if (found := Problem(*where, message)) not in self.problems:
+            self.problems.append(found)
         if len(self.problems) >= MAX_PROBLEMS:
             self.finish()
 

@@ -33,7 +33,7 @@ def test_a_quota_is_kept_to_the_byte_and_over_a_kill(new_gate: NewGate, watch: W
     assert "403" in refused.partition("\n")[0] and "quota of bulk" in refused and "opens again" in refused
     (told,) = gate.status()["quotas"]
     assert (told["destination"], told["used_bytes"], told["limit_bytes"]) == ("bulk", 1 << 20, 1 << 20)
-    assert "1024 of 1024 KiB" in gate.call("status").out
+    assert "1.0 MiB of 1.0 MiB" in gate.call("status").out
     gate.end(signal.SIGKILL)
     gate.start().attested()
     again = kernel.until("it serves again", lambda: "quota of bulk" in upload(gate))

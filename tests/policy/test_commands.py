@@ -178,6 +178,40 @@ def test_explain_tells_the_verdict_the_reason_and_the_carrier() -> None:
     assert run("explain", *common, "--to", "0x7f.1").exit_code == 2
 
 
+def suite(old: Path, given: str, *cases: str) -> Path:
+    test = old.with_name("p.test.yaml")
+    rows = "".join(f"  - {{{case}}}\n" for case in cases)
+    test.write_text(f"policy_test: 1\npolicy: p.policy.yaml\ngiven: {{{given}}}\ntests:\n{rows}")
+    return test
+
+
+def test_a_fact_that_is_wrong_for_all_is_said_once_where_it_is_given(old: Path) -> None:
+    cases = [f"id: n{i}, flow: {{host: git.corp.example}}, expect: tunnel" for i in range(150)]
+    test = suite(old, "zone: corporat, group: eng", *cases)
+    told = run("test", str(test))
+    said = f'{test}:3:15: given: "corporat" is not a zone of this policy; did you mean "corporate"?'
+    assert (told.exit_code, told.output.splitlines()[0]) == (2, f"zonegate: {said}")
+    assert len(told.output.splitlines()) == 3, "the problem, its line and a caret"
+    test = suite(old, "zone: corporate", "id: a, flow: {host: git.corp.example, group: enk}, expect: tunnel")
+    assert run("test", str(test)).output.startswith(f'zonegate: {test}:5:51: test "a": "enk" is not a group')
+
+
+def test_failures_of_one_cause_are_summed_up(old: Path) -> None:
+    code, other = "{host: git.corp.example, group: eng}", "{host: 192.0.2.1}"
+    cases = [f"id: n{i}, flow: {code}, expect: tunnel, by: code" for i in range(5)]
+    test = suite(old, "tunnel: attested", *cases, f"id: no, flow: {other}, expect: direct")
+    old.write_text(OLD.replace("git.corp", "git.crop"))
+    told = run("test", str(test)).output
+    assert told.count("FAILED") == told.count("the way to it") == 2
+    assert "  and 4 more alike, expected tunnel, got block, by default (no rule matches):\n" in told
+    assert [line for line in told.splitlines() if line.endswith(": n3")] == [f"    {test}:8:5: n3"]
+    assert "0 passed, 6 failed" in told
+    assert len(json.loads(run("test", "--json", str(test)).output)["failed"]) == 6
+    old.write_text(OLD)
+    told = run("test", str(test)).output
+    assert "1 failed" in told and "more alike" not in told
+
+
 def test_a_mistyped_state_is_not_the_name_of_an_attested_tunnel(old: Path) -> None:
     """It would lift the guard of every zone, and the answer would be the opposite of the truth."""
     asked = ("explain", "--policy", str(old), "--to", "https://git.corp.example", "--group", "eng")

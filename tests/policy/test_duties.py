@@ -373,6 +373,18 @@ def test_a_scan_where_nothing_is_inspected_is_a_doubt() -> None:
     assert any('"sharing" is scanned and zone corporate has no inspection' in line for line in found)
 
 
+def test_a_scan_is_called_by_its_destination_which_is_what_was_written() -> None:
+    drop = '    drop: {to: ["*.drop.example"], scan: [iban]}\n'
+    nets = "rules:\n  - {id: nets, match: {to: nets, port: 443}, verdict: tunnel}\n"
+    warned = [str(one) for one in lint(policy(drop + "    nets: {to: 10.0.0.0/8}\n", nets))]
+    said = 'destination "drop" is scanned and speaks of names only, and rule "nets" grants 10.0.0.0/8'
+    assert any(said in line and line.endswith("to the destination") for line in warned), warned
+    dead = "rules:\n  - {id: drop-ssh, match: {to: drop, protocol: ssh}, verdict: tunnel}\n"
+    found = [one.message for one in Prover(policy(drop, dead)).dead_rules()]
+    assert found == ['rule "drop-ssh" can never decide: shadowed by the scan of destination "drop"']
+    assert not any("scan:" in line for line in (*warned, *found))
+
+
 def test_random_policies_with_scans_are_judged_as_they_read_and_proved_as_they_are_judged() -> None:
     kept = 0
     for i in range(60):
