@@ -22,6 +22,7 @@ import functools
 import json
 import math
 import os
+import re
 import socket
 import types
 import typing
@@ -34,6 +35,10 @@ MAX_DESCRIPTORS = 64
 _INT64 = range(-(1 << 63), 1 << 63)  # what every call that a number may end in can take
 _NO_DESCRIPTORS = (0, 0)
 _SO_PASSRIGHTS = 83  # linux/socket.h, since 6.16
+# Plain numbers: an operation on the enumeration costs more than the call it is for.
+_CUT_SHORT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_ANCILLARY_BYTES = socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ALL_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -65,12 +70,18 @@ def refuse_descriptors(sock: socket.socket) -> None:
 
 def encode(message: object) -> bytes:
     """The bytes of a message; ValueError if it is too long for one datagram or its text is no Unicode."""
-    fields = dataclasses.asdict(message)  # type: ignore[call-overload] # any dataclass instance
-    named = {"is": type(message).__name__, **fields}
-    data: bytes = json.dumps(named, separators=(",", ":"), ensure_ascii=False).encode()
+    data = _json.encode({"is": type(message).__name__, **_fields(message)}).encode()
     if len(data) > MAX_MESSAGE_BYTES:
         raise ValueError(f"{type(message).__name__} of {len(data)} bytes is too long for one message")
     return data
+
+
+def _fields(message: object) -> dict[str, Any]:
+    """The fields of a dataclass; what stands in them, the encoder asks for in turn."""
+    return {name: getattr(message, name) for name in _hints(type(message))}
+
+
+_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, default=_fields)
 
 
 def decode[M](data: bytes, accepted: Sequence[type[M]]) -> M:
@@ -92,7 +103,12 @@ def _built[M](place: str, kind: type[M], fields: Mapping[str, Any]) -> M:
     hints = _hints(kind)  # type: ignore[arg-type] # a class is hashable, whatever its instances are
     if fields.keys() != hints.keys():
         raise LinkBroken(f"message {place} has not the fields {', '.join(hints)} and no other")
-    return kind(**{key: _checked(f"{place}.{key}", value, hints[key]) for key, value in fields.items()})
+    return kind(
+        **{
+            key: value if _is_plain(value, hints[key]) else _checked(f"{place}.{key}", value, hints[key])
+            for key, value in fields.items()
+        }
+    )
 
 
 @functools.cache
@@ -123,16 +139,19 @@ def _checked(place: str, value: Any, hint: Any) -> Any:
         return _built(place, hint, value)
     if hint is float and type(value) is int and value in _INT64:
         value = float(value)
-    if type(value) is not hint or not _is_sane(value):
+    if not _is_plain(value, hint):
         raise LinkBroken(f"{place} is not a {getattr(hint, '__name__', hint)}")
     return value
 
 
-def _is_sane(value: object) -> bool:
-    """Whether a value can be used without a surprise: JSON can say more than a call or a log can take."""
+def _is_plain(value: object, hint: Any) -> bool:
+    """Whether a value is of a plain type and can be used without a surprise: JSON can say more than a call or
+    a log can take."""
+    if type(value) is not hint:
+        return False
     match value:
         case str():
-            return not any("\ud800" <= character <= "\udfff" for character in value)
+            return value.isascii() or not _SURROGATE.search(value)
         case float():
             return math.isfinite(value)
         case int():
@@ -172,9 +191,7 @@ def transmit(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
 def receive[M](sock: socket.socket, accepted: Sequence[type[M]]) -> tuple[M, list[int]]:
     """Receive one message and its descriptors (close-on-exec); LinkBroken at end of file or nonsense."""
     try:
-        data, ancillary, flags, _ = sock.recvmsg(
-            MAX_MESSAGE_BYTES, socket.CMSG_SPACE(4 * MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
-        )
+        data, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
     except BlockingIOError:
         raise
     except OSError as error:
@@ -188,7 +205,7 @@ def receive[M](sock: socket.socket, accepted: Sequence[type[M]]) -> tuple[M, lis
     try:
         if not data:
             raise PeerGone("the other end is gone")
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & _CUT_SHORT:
             raise LinkBroken("a message was cut short")
         message = decode(data, accepted)
         if trouble := _wrong_count(type(message), fds):

@@ -94,12 +94,38 @@ class Link[M]:
         self._loop.remove_writer(self.sock)
 
     async def hear(self, take: Callable[[M, list[int]], None]) -> None:
-        """Give `take` each message and its descriptors, until the link has ended. LinkBroken for nonsense."""
+        """Give `take` each message and its descriptors, until the link has ended. LinkBroken for nonsense.
+
+        One message in a turn of the loop, however many there are; what `take` raises is raised here.
+        """
+        if self._closed:
+            return
+        self._waiting = ended = self._loop.create_future()
+        self._loop.add_reader(self.sock, self._hear_one, take, ended)
         try:
-            while True:
-                take(*await self.receive())
+            await ended
         except ipc.PeerGone:
             return
+        finally:
+            if not self._closed:
+                self._loop.remove_reader(self.sock)
+
+    def _hear_one(self, take: Callable[[M, list[int]], None], ended: asyncio.Future[None]) -> None:
+        if ended.done():
+            return  # nobody hears any more: the message is another's
+        try:
+            heard = ipc.receive(self.sock, self._accepted)
+        except BlockingIOError:
+            return
+        except Exception as error:
+            ended.set_exception(error)  # before it is closed, which would be a good end
+            self.close()
+            return
+        try:
+            take(*heard)
+        except Exception as error:
+            if not ended.done():
+                ended.set_exception(error)
 
     async def receive(self) -> tuple[M, list[int]]:
         """The next message and its descriptors; ipc.LinkBroken when there will be none."""

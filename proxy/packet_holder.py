@@ -120,16 +120,18 @@ async def _hold(sock: socket.socket, begin: Begin, device: Device, prober: Probe
 
 async def serve(worker: Link[Connect]) -> None:
     """Answer one worker, until it is gone, with sockets that wait for nobody here."""
+
+    def connect(wanted: Connect, _: list[int]) -> None:
+        try:
+            sock = tunnel_namespace.connecting(wanted.transport, wanted.address, wanted.port)
+        except OSError as error:
+            worker.send(Connected(wanted.number, error.strerror or str(error)))
+        except (ValueError, KeyError, OverflowError):
+            worker.send(Connected(wanted.number, "no tunnel leads there"))
+        else:
+            with sock:
+                worker.send(Connected(wanted.number, ""), [sock.fileno()])
+
     with contextlib.suppress(ipc.LinkBroken):
-        while True:
-            wanted, _ = await worker.receive()
-            try:
-                sock = tunnel_namespace.connecting(wanted.transport, wanted.address, wanted.port)
-            except OSError as error:
-                worker.send(Connected(wanted.number, error.strerror or str(error)))
-            except (ValueError, KeyError, OverflowError):
-                worker.send(Connected(wanted.number, "no tunnel leads there"))
-            else:
-                with sock:
-                    worker.send(Connected(wanted.number, ""), [sock.fileno()])
+        await worker.hear(connect)
     worker.close()

@@ -204,3 +204,83 @@ def test_nonsense_ends_the_link(run: Run) -> None:
         raw.close()
 
     run(main())
+
+
+def test_who_hears_is_given_each_message_until_the_end(run: Run) -> None:
+    async def main() -> None:
+        one, other = ends()
+        heard: list[str] = []
+        for number in range(100):
+            one.send(Dialled(str(number)))
+        hearing = asyncio.create_task(other.hear(lambda message, _: heard.append(message.trouble)))
+        while len(heard) < 100:
+            await asyncio.sleep(0)
+        one.send(Dialled("last"))
+        one.close()
+        await hearing
+        assert heard == [*map(str, range(100)), "last"]
+        assert other.closed
+        await other.hear(lambda *_: None)  # it has ended already
+
+    run(main())
+
+
+def test_who_hears_is_told_of_nonsense(run: Run) -> None:
+    async def main() -> None:
+        raw, theirs = ipc.pair()
+        other = Link(theirs, [Dialled])
+        hearing = asyncio.create_task(other.hear(lambda *_: None))
+        await asyncio.sleep(0)
+        raw.send(ipc.encode(Dial(1)))
+        with pytest.raises(ipc.LinkBroken, match="'Dial' is not expected"):
+            await hearing
+        assert other.closed
+        raw.close()
+
+    run(main())
+
+
+def test_what_is_wrong_with_who_takes_is_raised_where_it_is_heard(run: Run) -> None:
+    async def main() -> None:
+        one, other = ends()
+
+        def take(message: Dialled, _: list[int]) -> None:
+            if message.trouble:
+                other.close()  # as a send to a peer that has gone does
+            raise OSError(message.trouble or "no descriptors left")
+
+        hearing = asyncio.create_task(other.hear(take))
+        await asyncio.sleep(0)
+        one.send(Dialled(""))
+        with pytest.raises(OSError, match="no descriptors left"):
+            await hearing
+        assert not other.closed
+        hearing = asyncio.create_task(other.hear(take))
+        await asyncio.sleep(0)
+        one.send(Dialled("closed"))
+        await hearing
+        one.close()
+
+    run(main())
+
+
+def test_close_ends_hearing_and_a_cancelled_hearing_loses_no_message(run: Run) -> None:
+    async def main() -> None:
+        one, other = ends()
+        heard: list[Dialled] = []
+        hearing = asyncio.create_task(other.hear(lambda message, _: heard.append(message)))
+        await asyncio.sleep(0)
+        one.send(Dialled("one"))
+        hearing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await hearing
+        if not heard:
+            heard.append((await other.receive())[0])
+        assert heard == [Dialled("one")]
+        hearing = asyncio.create_task(other.hear(lambda message, _: heard.append(message)))
+        await asyncio.sleep(0)
+        other.close()
+        await hearing
+        one.close()
+
+    run(main())
