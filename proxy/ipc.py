@@ -78,7 +78,8 @@ def encode(message: object) -> bytes:
 
 def _fields(message: object) -> dict[str, Any]:
     """The fields of a dataclass; what stands in them, the encoder asks for in turn."""
-    return {name: getattr(message, name) for name in _hints(type(message))}
+    kind: Any = type(message)
+    return {name: getattr(message, name) for name in _hints(kind)}
 
 
 _json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, default=_fields)

@@ -25,6 +25,7 @@ IPV6_TRANSPARENT, IPV6_FREEBIND = 75, 78
 _IN_PKTINFO = struct.Struct("=i4s4s")  # interface, source of a reply, destination of a question
 _IN6_PKTINFO = struct.Struct("=16si")
 _LENGTH = struct.Struct("!H")
+_CUT_SHORT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _ANCILLARY_BYTES = socket.CMSG_SPACE(max(_IN_PKTINFO.size, _IN6_PKTINFO.size))
 
 _CACHED_NAMES = 8192
@@ -168,7 +169,7 @@ class DatagramNames:
             except OSError:  # an ICMP error of an earlier reply
                 continue
             source = _reply_from(ancillary)
-            if source is not None and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if source is not None and not flags & _CUT_SHORT:
                 self._take(packet, source, peer)
 
     def _take(self, packet: bytes, source: _Ancillary, peer: _Peer) -> None:

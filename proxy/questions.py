@@ -3,8 +3,8 @@
 Decides which questions have an answer at all. It does not know the policy: every name has an address
 here, and it is the flow to that address that is judged. Input is hostile: nothing in a packet may raise.
 
-Names are read by dnspython. Messages are read and written here, because the few forms that are answered
-are fixed ones, and dnspython's message class takes several times as long for them.
+Messages, and the one name in them, are read and written here: every new connection asks twice, the few forms
+that are answered are fixed ones, and dnspython takes several times as long for them.
 """
 
 from __future__ import annotations
@@ -37,9 +37,14 @@ _HEADER = struct.Struct("!HHHHHH")
 _RECORD = struct.Struct("!HHHIH")  # owner (a pointer to the question), type, class, TTL, length
 _OPT = struct.Struct("!BHHIH")  # root, type, our payload, extended rcode and version and flags, length
 _OPTION = struct.Struct("!HHH")  # code, length, and the first field of an EDE option
+_TYPE = struct.Struct("!HH")  # type and class of a question
 _OWNER_IS_QUESTION = 0xC000 | _HEADER.size
 _OPCODE = 0x7800
 _DO = 0x8000
+# Plain numbers: an operation on dnspython's enumeration costs more than a whole answer.
+_QR, _QR_RA = int(dns.flags.QR), int(dns.flags.QR | dns.flags.RA)
+_RD, _RD_CD = int(dns.flags.RD), int(dns.flags.RD | dns.flags.CD)
+_MAX_LABEL, _MAX_WIRE_NAME = 63, 255  # RFC 1035, section 2.3.4
 _LOOPBACK = Synthetic(IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 # Names that do not exist here, with all below them.
@@ -50,6 +55,7 @@ _ABSENT: Mapping[str, str] = {
     "resolver.arpa": "RFC 9462: there is no encrypted resolver to move to",
     "use-application-dns.net": "the name by which Firefox asks whether it may use DNS over HTTPS",
 }
+_BELOW_ABSENT = tuple(f".{name}" for name in _ABSENT)
 
 # RFC 8914, section 4; every other refusal is "other".
 _EDE_CODES: Mapping[str, dns.edns.EDECode] = {
@@ -60,12 +66,13 @@ _EDE_CODES: Mapping[str, dns.edns.EDECode] = {
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One question as it came: `question` is its section on the wire, echoed in its own case (0x20)."""
+    """One question as it came: `question` is its section on the wire, echoed in its own case (0x20), `labels`
+    its name without the root."""
 
     ident: int
     flags: int
     question: bytes
-    name: dns.name.Name
+    labels: tuple[bytes, ...]
     rdtype: int
     rdclass: int
     edns: int | None  # the extended flags with the version, None without EDNS
@@ -112,7 +119,7 @@ def understand(packet: bytes) -> bytes | Wanted | None:
     if len(packet) < _HEADER.size:
         return None
     ident, flags, questions, *_ = _HEADER.unpack_from(packet)
-    if flags & dns.flags.QR:
+    if flags & _QR:
         return None
     if flags & _OPCODE:
         return _bare(ident, flags, dns.rcode.NOTIMP)
@@ -120,32 +127,51 @@ def understand(packet: bytes) -> bytes | Wanted | None:
         return _bare(ident, flags, dns.rcode.FORMERR)
     try:
         query = _read(packet)
-    except (dns.exception.DNSException, ValueError):
+    except (dns.exception.DNSException, ValueError, IndexError, struct.error):
         return _bare(ident, flags, dns.rcode.FORMERR)
     return _dispatch(query)
 
 
 def _read(packet: bytes) -> Query:
-    """Raises DNSException or ValueError for what is not one whole message with one question."""
+    """Raises DNSException, ValueError, IndexError or struct.error for what is not one whole message with one
+    question."""
     ident, flags, _, answers, authorities, additional = _HEADER.unpack_from(packet)
-    parser = dns.wire.Parser(packet, _HEADER.size)
-    name = dns.name.from_wire_parser(parser)
-    if parser.current - _HEADER.size != sum(len(label) + 1 for label in name.labels):
-        raise ValueError("the name of the question is compressed, with nothing before it to point to")
-    rdtype, rdclass = parser.get_struct("!HH")
-    question = packet[_HEADER.size : parser.current]
+    labels, end = _labels(packet, _HEADER.size)
+    rdtype, rdclass = _TYPE.unpack_from(packet, end)
+    end += _TYPE.size
+    edns = None
+    if end < len(packet) or answers + authorities + additional:
+        edns = _read_edns(dns.wire.Parser(packet, end), answers + authorities, additional)
+    return Query(ident, flags, packet[_HEADER.size : end], labels, rdtype, rdclass, edns)
+
+
+def _labels(packet: bytes, at: int) -> tuple[tuple[bytes, ...], int]:
+    """The labels of a name, and where it ends; ValueError or IndexError for what is no whole name."""
+    labels, start = [], at
+    while size := packet[at]:
+        if size > _MAX_LABEL:
+            raise ValueError("the name of the question is compressed, with nothing before it to point to")
+        at += 1 + size
+        labels.append(packet[at - size : at])
+    if at + 1 - start > _MAX_WIRE_NAME:
+        raise ValueError("a name that is too long")
+    return tuple(labels), at + 1
+
+
+def _read_edns(parser: dns.wire.Parser, before: int, additional: int) -> int | None:
+    """The extended flags in what follows the question; raises as `_read` does."""
     edns: int | None = None
-    for number in range(answers + authorities + additional):
+    for number in range(before + additional):
         owner = dns.name.from_wire_parser(parser)
         kind, _, extended, length = parser.get_struct("!HHIH")
         parser.get_bytes(length)
         if kind == dns.rdatatype.OPT:
-            if edns is not None or owner != dns.name.root or number < answers + authorities:
+            if edns is not None or owner != dns.name.root or number < before:
                 raise ValueError("more than one OPT record, or one out of place")  # RFC 6891, section 6.1.1
             edns = extended
     if parser.remaining():
         raise ValueError("something follows the message")
-    return Query(ident, flags, question, name, rdtype, rdclass, edns)
+    return edns
 
 
 def _dispatch(query: Query) -> bytes | Wanted:
@@ -166,15 +192,15 @@ def _dispatch(query: Query) -> bytes | Wanted:
 
 
 def _named(query: Query) -> bytes | Wanted:
-    if query.name == dns.name.root:
+    if not query.labels:
         return _reply(query)  # NXDOMAIN would say that there is no name at all (RFC 8020)
     try:
-        if any(b"." in label for label in query.name.labels):  # one label that would read as two
+        if any(b"." in label for label in query.labels):  # one label that would read as two
             raise ValueError("a dot within a label")
-        name = parse_name(b".".join(query.name.labels[:-1]).decode("ascii"))
+        name = parse_name(b".".join(query.labels).decode("ascii"))
     except ValueError:
         return _reply(query, dns.rcode.NXDOMAIN)
-    if any(name == absent or name.endswith(f".{absent}") for absent in _ABSENT):
+    if name in _ABSENT or name.endswith(_BELOW_ABSENT):
         return _reply(query, dns.rcode.NXDOMAIN)
     if query.rdtype == dns.rdatatype.ANY:
         return _reply(query, data=b"\x07RFC8482\x00", rdtype=dns.rdatatype.HINFO)  # RFC 8482, section 4.2
@@ -185,7 +211,7 @@ def _named(query: Query) -> bytes | Wanted:
 
 def _reverse(query: Query) -> bytes | Wanted:
     try:
-        address = ip_address(dns.reversename.to_address(query.name))
+        address = ip_address(dns.reversename.to_address(dns.name.Name([*query.labels, b""])))
     except (ValueError, dns.exception.DNSException):
         return _unsupported(query)
     if address.is_loopback:
@@ -216,8 +242,7 @@ def _reply(
     reason: tuple[dns.edns.EDECode, str] | None = None,
 ) -> bytes:
     """A reply with at most one record, always below 512 bytes. A reason reaches those who speak EDNS."""
-    kept = query.flags & (dns.flags.RD | dns.flags.CD)
-    flags = dns.flags.QR | dns.flags.RA | kept | rcode & 0xF
+    flags = _QR_RA | query.flags & _RD_CD | rcode & 0xF
     header = _HEADER.pack(query.ident, flags, 1, data is not None, 0, query.edns is not None)
     answer = extra = b""
     if data is not None:
@@ -238,5 +263,4 @@ def _extended_error(code: dns.edns.EDECode, text: str) -> bytes:
 
 def _bare(ident: int, flags: int, rcode: dns.rcode.Rcode) -> bytes:
     """A reply of a header alone, for what could not be read."""
-    kept = flags & (_OPCODE | dns.flags.RD)
-    return _HEADER.pack(ident, dns.flags.QR | dns.flags.RA | kept | rcode, 0, 0, 0, 0)
+    return _HEADER.pack(ident, _QR_RA | flags & (_OPCODE | _RD) | rcode, 0, 0, 0, 0)

@@ -9,13 +9,14 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import dns.edns
+import dns.exception
 import dns.flags
 import dns.message
 import dns.name
@@ -27,7 +28,7 @@ import uvloop
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy import names
+from proxy import names, questions
 from proxy.allocator import NameFault, Synthetic
 from proxy.flow import Because, IPAddress, Origin, Refusal
 from proxy.names import BubbleNames, DatagramNames, stream_names
@@ -228,6 +229,27 @@ def test_what_is_not_a_question_is_dropped_or_told_so(
 @given(st.one_of(st.binary(max_size=80), st.binary(max_size=80).map(lambda tail: header() + tail)))
 def test_no_packet_raises(packet: bytes) -> None:
     reply_to(packet)
+
+
+_SOME_LABELS = st.lists(st.binary(min_size=1, max_size=64), max_size=6).map(
+    lambda labels: b"".join(bytes([len(label)]) + label for label in labels)
+)
+
+
+@given(_SOME_LABELS, st.sampled_from([b"\x00", b"\xc0\x0c", b"\xc0\x04", b""]), st.binary(max_size=4))
+@example((b"\x3f" + b"a" * 63) * 3 + b"\x3d" + b"a" * 61, b"\x00", b"")
+@example((b"\x3f" + b"a" * 63) * 3 + b"\x3e" + b"a" * 62, b"\x00", b"")
+def test_a_name_is_read_as_dnspython_reads_it(labels: bytes, end: bytes, rest: bytes) -> None:
+    packet = header() + labels + end + rest
+    read = None
+    with suppress(ValueError, IndexError):
+        read = questions._labels(packet, 12)
+    naive = None
+    with suppress(dns.exception.DNSException):
+        name, used = dns.name.from_wire(packet, 12)
+        if used == sum(len(label) + 1 for label in name.labels):  # otherwise it points elsewhere
+            naive = name.labels[:-1], 12 + used
+    assert read == naive
 
 
 @given(st.sampled_from([row for row in ROWS if row.rdclass == "IN"]), st.data())
