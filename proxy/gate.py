@@ -199,18 +199,21 @@ def _decide(policy: Policy, flow: Flow, egresses: Sequence[Egress]) -> Decision:
     What resolves names itself (an mtls gateway) judges their addresses itself: a policy that needs them was
     refused at load. Elsewhere the address is a fact that is not known yet.
     """
-    far = flow
-    if isinstance(flow.name, str) and flow.address is UNKNOWN:
-        far = replace(flow, address=NEVER)
     if all(egress.judges_names for egress in egresses):
-        return policy.decide(far, [egress.fact() for egress in egresses])
+        return policy.decide(_far(flow), [egress.fact() for egress in egresses])
     refused = []
     for egress in egresses:
-        decision = policy.decide(far if egress.judges_names else flow, [egress.fact()])
+        decision = policy.decide(_far(flow) if egress.judges_names else flow, [egress.fact()])
         if decision.verdict is not Verdict.BLOCK:
             return decision
         refused.append(decision)
     return furthest(refused)
+
+
+def _far(flow: Flow) -> Flow:
+    """A flow whose address is learnt on the far side, if it has to be: here it never is."""
+    unknown = isinstance(flow.name, str) and flow.address is UNKNOWN
+    return replace(flow, address=NEVER) if unknown else flow
 
 
 def gate_refusal(name: str, text: str, cure: str = "") -> Refusal:

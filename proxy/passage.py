@@ -134,7 +134,9 @@ class Passage:
             self.recorder.ended(record, Counts(), began_s, "cut by the gate while dialling")
             raise
 
-        record = replace(record, address=None if isinstance(flow.address, Missing) else flow.address)
+        address = None if isinstance(flow.address, Missing) else flow.address
+        if address != record.address:
+            record = replace(record, address=address)
 
         def reset() -> None:
             one.client.abort()

@@ -65,9 +65,12 @@ class Resolver:
         """The addresses of a canonical name, the families by turns. Raises Unresolved."""
         if not self._servers:
             raise Unresolved("the tunnel has no resolver; write one under dns of the tunnel")
-        found = await asyncio.gather(
-            *(self._lookup(name, kind) for kind in self._kinds), return_exceptions=True
-        )
+        found: Sequence[tuple[IPAddress, ...] | BaseException | None]
+        found = [self._known(name, kind) for kind in self._kinds]
+        if None in found:
+            found = await asyncio.gather(
+                *(self._lookup(name, kind) for kind in self._kinds), return_exceptions=True
+            )
         lists = [one for one in found if isinstance(one, tuple)]
         if not lists:
             raise next(one for one in found if isinstance(one, BaseException))
@@ -77,11 +80,15 @@ class Resolver:
             raise Unresolved(f"{name} has no address, says the tunnel's resolver")
         return addresses
 
+    def _known(self, name: str, kind: str) -> tuple[IPAddress, ...] | None:
+        """What was learnt and may still be kept."""
+        kept = self._kept.get((name, kind))
+        return kept.addresses if kept is not None and self._clock() < kept.until_ns else None
+
     async def _lookup(self, name: str, kind: str) -> tuple[IPAddress, ...]:
+        if (known := self._known(name, kind)) is not None:
+            return known
         key = (name, kind)
-        kept = self._kept.get(key)
-        if kept is not None and self._clock() < kept.until_ns:
-            return kept.addresses
         task = self._asking.get(key)
         if task is None:
             if len(self._asking) >= MAX_ASKING:

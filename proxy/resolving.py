@@ -31,24 +31,22 @@ async def resolve(gate: Gate, flow: Flow, answer: NeedsAddress) -> tuple[Admissi
     except DialFailed as error:
         return gate_refusal("name", str(error), TUNNEL_CURE), flow
     refused: tuple[Refusal, Flow] | None = None
-    admitted: list[tuple[IPAddress, Admission | Inspect]] = []
+    admitted: list[tuple[IPAddress, Flow, Admission | Inspect]] = []
     for address in addresses:
         known = replace(flow, address=address)
         judged = gate.ask(known, through=answer.egress.name)
         if isinstance(judged, Admission | Inspect):
-            admitted.append((address, judged))
+            admitted.append((address, known, judged))
         elif refused is None:
             refused = judged if isinstance(judged, Refusal) else UNDECIDED, known
     if not admitted:
         return refused or (gate_refusal("name", "it has no address"), flow)
-    address, first = admitted[0]
-    known = replace(flow, address=address)
+    _, known, first = admitted[0]
     duties = first.policy.duties(known)
     same = tuple(
-        other
-        for other, judged in admitted
-        if judged.judgement == first.judgement
-        and judged.policy.duties(replace(flow, address=other)) == duties
+        address
+        for address, other, judged in admitted
+        if judged.judgement == first.judgement and judged.policy.duties(other) == duties
     )
     return replace(first, addresses=same), known
 
@@ -61,7 +59,7 @@ async def dial(admission: Admission, flow: Flow) -> tuple[Channel, Flow]:
     egress = admission.egress
     if admission.addresses:
         channel, address = await first_of(egress, admission.addresses, flow.port)
-        return channel, replace(flow, address=address)
+        return channel, flow if address == flow.address else replace(flow, address=address)
     host = flow.name if isinstance(flow.name, str) else flow.address
     if isinstance(host, Missing):
         raise ValueError("its destination is not known")
@@ -73,6 +71,8 @@ async def first_of(egress: Egress, addresses: Sequence[IPAddress], port: int) ->
 
     Raises DialFailed.
     """
+    if len(addresses) == 1:
+        return await egress.dial(addresses[0], port), addresses[0]
     left = list(addresses)
     trying: dict[asyncio.Task[Channel], IPAddress] = {}
     trouble = DialFailed("it has no address")

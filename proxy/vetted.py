@@ -41,16 +41,22 @@ class Vetted(Around):
         data = await self._channel.read()
         if self._vet is None:
             return data
-        ended = not data
-        try:
-            async with asyncio.timeout(TIME_LIMIT_S):
-                while not self._vet(data, ended) and not ended:
-                    more = await self._channel.read()
-                    data, ended = data + more, not more
-        except TimeoutError:
-            raise Disproved("its first message has no end") from None
+        if not self._vet(data, not data) and data:
+            try:
+                async with asyncio.timeout(TIME_LIMIT_S):
+                    data = await self._rest(data, self._vet)
+            except TimeoutError:
+                raise Disproved("its first message has no end") from None
         self._vet = None
         return data
+
+    async def _rest(self, data: bytes, vet: Callable[[bytes, bool], bool]) -> bytes:
+        """`data` and what follows it, until enough was seen or there is no more."""
+        while True:
+            more = await self._channel.read()
+            data += more
+            if vet(data, not more) or not more:
+                return data
 
 
 def vetted_client(client: Channel, entry: OpenFlow) -> Channel:

@@ -139,14 +139,21 @@ class Protocols:
             protocol: reduce(or_, (found.get(w, base) for w in Protocol if protocol.is_a(w)), base)
             for protocol in Protocol
         }
+        # Made once: of nearly every flow the protocol is not known when it is first judged.
+        self._spreads = {
+            (missing, transport): spread_of(
+                missing, (bits for protocol, bits in self._table.items() if protocol.is_a(transport))
+            )
+            for missing in Missing
+            for transport in Protocol
+        }
 
     def look(self, flow: Flow, tunnel: TunnelFact | None) -> int | None:
         return None if isinstance(flow.protocol, Missing) else self._table[flow.protocol]
 
     def spread(self, flow: Flow) -> Spread:
         assert isinstance(flow.protocol, Missing)
-        values = (bits for protocol, bits in self._table.items() if protocol.is_a(flow.transport))
-        return spread_of(flow.protocol, values)
+        return self._spreads[flow.protocol, flow.transport]
 
 
 class Request:
