@@ -280,7 +280,7 @@ def _environment(view: View) -> list[str]:
         "HOME": str(view.home),
         "PATH": sandbox.SYSTEM_PATH,
         "XDG_RUNTIME_DIR": _runtime(view),
-        "ZONEGATE_ZONE": view.zone,
+        sandbox.BUBBLE_VARIABLE: view.zone,
     }
     if view.roots:
         own |= {name: str(path) for name, path in trust.VARIABLES.items()}

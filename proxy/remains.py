@@ -1,6 +1,9 @@
 """What a daemon that was killed leaves behind: bubbles, shut in. Who they are is kept beside its socket.
 
 A process is known by its number and its start time together, so that a number used again is nobody.
+
+And sandboxes that never began: bubblewrap makes a child in the new namespaces, which waits for its word. Who
+is killed before that word leaves a child that waits for ever; it has run nothing, and is in no list.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from proxy import sandbox
 
 FILE = "bubbles.json"
 GRACE_S = 5.0
@@ -77,9 +82,44 @@ def end(bubbles: Iterable[Remaining]) -> None:
         os.close(pidfd)
 
 
+def end_unbegun() -> int:
+    """Kill the sandboxes of this user (of root: of every user) that nobody will let begin; how many."""
+    ended = 0
+    for pid in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]:
+        with contextlib.suppress(OSError):
+            if not _is_unbegun(pid):
+                continue
+            pidfd = os.pidfd_open(pid)
+            try:
+                if _is_unbegun(pid):  # looked at again now that its number cannot change hands
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    ended += 1
+            finally:
+                os.close(pidfd)
+    return ended
+
+
+def _is_unbegun(pid: int) -> bool:
+    """Whether it is a sandbox of ours that is not yet a program, and who was to let it begin has ended.
+
+    That one leads the group, which is left when a sandbox begins. Raises OSError if it is not there.
+    """
+    owner = Path(f"/proc/{pid}").stat().st_uid
+    if os.geteuid() not in (0, owner):
+        return False
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    leader = _stat(pid)[2:3]
+    return sandbox.is_ours(words) and bool(leader) and _stat(int(leader[0]))[:1] in ([], ["Z"], ["X"])
+
+
 def _started(pid: int) -> str:
     """The start time of a process in clock ticks since boot (proc(5), stat, field 22); empty if none."""
+    return "".join(_stat(pid)[19:20])
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of proc(5), stat, from the third on, which is the state; none of a process that is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

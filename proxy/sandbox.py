@@ -11,12 +11,14 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import proxy
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PYTHON = "import sys; sys.path[:0] = "
+BUBBLE_VARIABLE = "ZONEGATE_ZONE"  # names its zone to programs in a bubble
 # Kernel settings that forbid user namespaces: name, the forbidding value, the cure, whether to root too.
 _USERNS_SETTINGS = (
     ("user.max_user_namespaces", "0", "10000", True),
@@ -89,7 +91,7 @@ def python_command(module: str, *arguments: str, bare: bool = False) -> list[str
     """
     root = str(Path(proxy.__file__).parent.parent)
     paths = [root] if bare else [root, *(p for p in sys.path if "site-packages" in p or "dist-packages" in p)]
-    code = f"import sys; sys.path[:0] = {paths!r}; from proxy.{module} import main; main(sys.argv[1:])"
+    code = f"{_PYTHON}{paths!r}; from proxy.{module} import main; main(sys.argv[1:])"
     return [sys.executable, "-I", "-S", "-c", code, *arguments]
 
 
@@ -127,6 +129,12 @@ def sealed(command: list[str], seccomp_fd: int) -> list[str]:
 def sealed_in_network(command: list[str], seccomp_fd: int) -> list[str]:
     """The same in the network of the host, where its filter has to keep it from everything else."""
     return [word for word in sealed(command, seccomp_fd) if word != "--unshare-net"]
+
+
+def is_ours(command: Sequence[str]) -> bool:
+    """Whether this is bubblewrap as it is started for a sealed process or for a bubble."""
+    is_sealed = any(word.startswith(_PYTHON) for word in command)
+    return command[0] == "bwrap" and (is_sealed or BUBBLE_VARIABLE in command)
 
 
 def machine() -> str:

@@ -115,6 +115,7 @@ class Supervisor:
             raise SiteError(f"{state}: {error}") from error
         self.locks = Locks(state / locks.FILE, rfc3339(datetime.now(UTC)))
         self.held = Held(state / held.FILE)
+        remains.end_unbegun()
         self.waiting = {one.bubble: one for one in remains.remaining(self.places.run)}
         self._allocators = Allocators(state, self.bubbles, self._start)
         undo.callback(self._allocators.close)

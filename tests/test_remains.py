@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -11,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy import remains
+from proxy import ipc, remains, sandbox, syscalls
 from proxy.remains import FILE, Remaining
 
 type Start = Callable[[str], subprocess.Popen[bytes]]
@@ -131,3 +134,86 @@ def test_who_is_gone_already_is_passed_over(start: Start) -> None:
     gone.wait()
     remains.end([of(gone), of(there)])
     assert there.wait() == -signal.SIGTERM
+
+
+# -- sandboxes that never began ----------------------------------------------------------------------
+
+type Unbegun = Callable[[list[str]], tuple[subprocess.Popen[bytes], int]]
+
+
+@pytest.fixture
+def unbegun() -> Iterator[Unbegun]:
+    """bubblewrap around a sealed process, held where its child waits for the word, and that child."""
+    held_read, held_write = os.pipe()
+    info_read, info_write = os.pipe()
+    filter_fd = ipc.memory_file("seccomp", syscalls.worker_filter())
+    started: list[int] = []
+
+    def one(command: list[str]) -> tuple[subprocess.Popen[bytes], int]:
+        name, *words = sandbox.sealed(command, filter_fd)
+        process = subprocess.Popen(
+            [name, "--info-fd", str(info_write), "--userns-block-fd", str(held_read), *words],
+            pass_fds=(held_read, info_write, filter_fd),
+            start_new_session=True,
+        )
+        started.append(process.pid)
+        told = b""
+        while not told.rstrip().endswith(b"}"):
+            told += os.read(info_read, 4096)
+        started.append(json.loads(told)["child-pid"])
+        return process, started[-1]
+
+    yield one
+    for pid in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for fd in (held_read, held_write, info_read, info_write, filter_fd):
+        os.close(fd)
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process is there, and not just waiting for whoever inherited it."""
+    return remains._stat(pid)[:1] not in ([], ["Z"], ["X"])
+
+
+def test_a_sandbox_that_will_never_begin_is_ended(unbegun: Unbegun) -> None:
+    process, child = unbegun(sandbox.python_command("worker", "9"))
+    process.kill()
+    process.wait()
+    remains.end_unbegun()
+    with contextlib.suppress(ProcessLookupError):
+        ended = select.poll()
+        ended.register(os.pidfd_open(child), select.POLLIN)
+        assert ended.poll(60_000)
+    assert not is_there(child)
+
+
+def test_a_sandbox_that_is_about_to_begin_is_left(unbegun: Unbegun) -> None:
+    process, child = unbegun(sandbox.python_command("worker", "9"))
+    remains.end_unbegun()
+    assert process.poll() is None and is_there(child)
+    process.kill()
+    process.wait()
+
+
+def test_somebody_elses_sandbox_is_left(unbegun: Unbegun) -> None:
+    """It stays as it is, which is also to say that bubblewrap does not see to it."""
+    process, child = unbegun(["python3", "-c", "somebody's own"])
+    process.kill()
+    process.wait()
+    remains.end_unbegun()
+    assert is_there(child)
+
+
+@pytest.mark.parametrize(
+    ("command", "ours"),
+    [
+        (["bwrap", "--setenv", "ZONEGATE_ZONE", "corporate", "--", "firefox"], True),
+        (["bwrap", *sandbox.python_command("worker", "9")], True),
+        (["bwrap", "--unshare-user", "--die-with-parent", "--", "firefox"], False),
+        (sandbox.python_command("worker", "9"), False),
+        ([""], False),
+    ],
+)
+def test_whose_sandbox_it_is(command: list[str], ours: bool) -> None:
+    assert sandbox.is_ours(command) is ours

@@ -29,6 +29,9 @@ def command() -> None:
         remains.end(found)
         for name in (socket.name, remains.FILE):
             (socket.parent / name).unlink(missing_ok=True)
+        unbegun = remains.end_unbegun()
         click.echo(f"ended {len(found)} bubble{'' if len(found) == 1 else 's'}")
+        if unbegun:
+            click.echo(f"ended {unbegun} sandbox{'' if unbegun == 1 else 'es'} that had not begun")
     else:
         fail("a daemon is running; to end it and its bubbles: zonegate stop")

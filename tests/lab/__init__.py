@@ -6,6 +6,7 @@
     world       the three namespaces, certificates, servers and the gateway; the host of one user
     gate        one daemon, its bubbles, its status and its records
     weakened    the product with one defence taken out, for the positive controls
+    asleep      a gate whose processes stand still, and wake in any order or at once
     stepping    what has a process of the product stop at a step of its start; `stops` hears of them
     programs/   what runs inside bubbles (and, for the controls, outside)
 

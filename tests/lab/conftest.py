@@ -29,6 +29,7 @@ WITH_A_CONTROL = pytest.mark.parametrize(
     indirect=["host"],
 )
 AS_ROOT = pytest.mark.parametrize("host", ["root"], indirect=True)  # nothing in it depends on the user
+AS_USER = pytest.mark.parametrize("host", ["user"], indirect=True)
 
 type NewGate = Callable[..., Gate]
 type NewGateway = Callable[..., Gateway]

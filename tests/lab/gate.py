@@ -220,6 +220,12 @@ class Gate:
 
         return kernel.until(f"a process of proxy.{module}", find)
 
+    def kill(self) -> None:
+        """End the daemon with SIGKILL, and nothing else."""
+        assert self.process is not None
+        kernel.end(self.process)
+        self.process = None
+
     def end(self, how: int = signal.SIGTERM) -> None:
         """End the daemon and what is left of its bubbles."""
         if self.process is not None:

@@ -187,7 +187,7 @@ def end_with_descendants(process: subprocess.Popen[bytes]) -> None:
     """Kill a process that the lab started and all below it. It stands still meanwhile: it starts no other."""
     if process.poll() is None:
         process.send_signal(signal.SIGSTOP)
-        until("it stands still", lambda: process.poll() is not None or _state(process.pid) in "TZX")
+        until("it stands still", lambda: process.poll() is not None or not is_running(process.pid))
     signal_all(descendants(process.pid), signal.SIGKILL)
     end(process)
 
@@ -245,6 +245,11 @@ def descendants(pid: int) -> list[int]:
 def is_alive(pid: int) -> bool:
     """Whether a process is there and no zombie."""
     return _state(pid) not in "ZX"
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and not stopped."""
+    return _state(pid) not in "TZX"
 
 
 def _state(pid: int) -> str:

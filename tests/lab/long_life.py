@@ -12,17 +12,20 @@ from dataclasses import dataclass, replace
 import pytest
 
 from lab import kernel
+from lab.asleep import frozen
 from lab.conftest import NewGate
 from lab.gate import Bubble, Gate, python
 from lab.packet_peer import Peer, Wires
 from lab.shortage import RESOURCES, short_of
-from lab.stops import NAME, NOBODY, Scene, Stop, Stops
+from lab.stops import NAME, NOBODY, Scene, Stop, Stops, killed_in_setup
+from lab.test_clock import Sleeper, clock_is_set
 from lab.test_losses import FLAPS, WAYS, served_again
 from lab.test_steps import of_kind
-from lab.world import PUBLIC
+from lab.world import PUBLIC, World
 
 pytestmark = pytest.mark.timeout(3600)
 KINDS = ("mtls", "wireguard")
+THAWS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,3 +188,40 @@ def test_flaps(new_gate: NewGate, peer: Peer, wires: Wires) -> None:
         WAYS[count % len(WAYS)](gate, peer)
         served_again(gate)
         wires.quiet()
+
+
+@pytest.mark.parametrize("then", ["start", "start (control)", "cleanup"])
+def test_a_daemon_killed_while_a_sandbox_is_set_up(new_gate: NewGate, then: str) -> None:
+    """The child of bubblewrap that is left goes with the next daemon, or `cleanup`, which says so."""
+    control = "control" in then
+    gate = new_gate("held-setup", *(["unbegun"] if control else []))
+    child = killed_in_setup(gate)
+    if then == "cleanup":
+        assert gate.call("cleanup").out == "ended 0 bubbles\nended 1 sandbox that had not begun\n"
+    else:
+        gate.settings = replace(gate.settings, without=gate.settings.without - {"held-setup"})
+        gate.start().attested()
+    if control:
+        assert kernel.is_alive(child), "a control must be red"
+        kernel.signal_all([child], signal.SIGKILL)
+    kernel.until("the child is gone", lambda: not kernel.is_alive(child))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_clock_that_is_set(new_gate: NewGate, peer: Peer, wires: Wires, world: World, kind: str) -> None:
+    """Nothing is cut by it, and nothing is let through when the tunnel is lost, forward or back."""
+    clock_is_set(new_gate, peer, wires, world, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gate_that_is_frozen_and_thawed(new_gate: NewGate, peer: Peer, wires: Wires, kind: str) -> None:
+    """Whoever wakes first, an open flow is lost, and what its program has told since does not arrive."""
+    gate = new_gate(**of_kind(kind, peer))
+    for _ in range(THAWS):
+        sleeper = Sleeper.of(gate)
+        with frozen(gate):
+            arrived = sleeper.arrived()
+        sleeper.telling.says("ended by ConnectionResetError")
+        sleeper.has_lost_it(arrived)
+        wires.quiet()
+        sleeper.telling.end()

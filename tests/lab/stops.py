@@ -92,13 +92,10 @@ class Scene:
 
     def kill_daemon(self) -> None:
         """End the daemon as it is; what it had started ends by itself, the bubbles stay."""
-        process = self.gate.process
-        assert process is not None
-        below = kernel.descendants(process.pid)
-        kernel.end(process)
+        below = kernel.descendants(self.gate.pid)
+        self.gate.kill()
         kernel.until("its processes end", lambda: not any(map(kernel.is_alive, below)))
         kernel.until("its device goes", lambda: not self._devices_left())
-        self.gate.process = None
 
     def _devices_left(self) -> list[str]:
         with kernel.inside(self.gate.host.world.device):
@@ -170,3 +167,20 @@ class Scene:
         assert self.trying.process.poll() is None and self.asking.process.poll() is None
         self.probed()
         self.quiet("in the end")
+
+
+def killed_in_setup(gate: Gate) -> int:
+    """Kill the daemon of a gate with `held-setup` while bubblewrap's child waits for its word; that child."""
+    above: dict[int, int] = {}
+
+    def held() -> list[int]:
+        above.update(kernel.parents())
+        below = kernel.descendants(gate.pid)
+        return [pid for pid in below if kernel.command_of(pid).startswith("bwrap --info-fd 98")]
+
+    kernel.until("bubblewrap and its child wait", lambda: len(held()) == 2)
+    one, other = held()
+    child, leader = (one, other) if above[one] == other else (other, one)
+    gate.kill()
+    kernel.until("bubblewrap ends", lambda: not kernel.is_alive(leader))
+    return child

@@ -2,18 +2,22 @@
 
 The machine's own clock is nobody's to set in a test. Each process of the gate has its clocks moved instead,
 as the kernel would show them: that of the wall a day back or two forward, or an hour of sleep, which the
-wall's and CLOCK_BOOTTIME count. wireguard-go keeps the machine's.
+wall's and CLOCK_BOOTTIME count. wireguard-go keeps the machine's. A gate that really stands still, while all
+else goes on, is in `asleep`.
 """
 
 from __future__ import annotations
 
 import signal
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from lab import kernel
-from lab.conftest import AS_ROOT, NewGate
-from lab.gate import Gate
+from lab.asleep import settled, stopped
+from lab.conftest import AS_ROOT, AS_USER, NewGate
+from lab.gate import Bubble, Gate, python
 from lab.packet_peer import Peer, Wires
 from lab.test_steps import of_kind
 from lab.test_tunnel import NAME, assert_refused_because, assert_served, download, goes_on
@@ -22,7 +26,7 @@ from lab.world import World
 
 PROCESSES = {"mtls": ("worker", "holder"), "wireguard": ("worker", "wireguard", "packet_holder")}
 LONGER_S = 4.0  # than any lease
-URL = f"http://{NAME}/"
+URL, UPLOAD_PORT = f"http://{NAME}/", "7002"
 
 
 def move(gate: Gate, kind: str, how: int) -> None:
@@ -30,14 +34,14 @@ def move(gate: Gate, kind: str, how: int) -> None:
     kernel.signal_all([*map(gate.child, PROCESSES[kind]), gate.pid], how)
 
 
-@pytest.mark.parametrize(
-    ("host", "kind"),
-    [("root", "mtls"), ("user", "wireguard")],
-    ids=["root-mtls", "user-wireguard"],
-    indirect=["host"],
-)
-def test_a_clock_that_is_set(new_gate: NewGate, peer: Peer, wires: Wires, world: World, kind: str) -> None:
+@AS_USER
+def test_a_clock_that_is_set(new_gate: NewGate, peer: Peer, wires: Wires, world: World) -> None:
     """Nothing is cut by it, and nothing is let through when the tunnel is lost, forward or back."""
+    clock_is_set(new_gate, peer, wires, world, "wireguard")
+
+
+def clock_is_set(new_gate: NewGate, peer: Peer, wires: Wires, world: World, kind: str) -> None:
+    """A gate of a kind in which it is set back and forward, with its tunnel and without."""
     gate = new_gate("clock", **of_kind(kind, peer)).attested()
     bubble = download(gate)
     for how in (SET_BACK, SET_FORWARD):
@@ -90,3 +94,58 @@ def test_a_machine_that_slept(new_gate: NewGate, control: bool) -> None:
     assert "ConnectionResetError" in bubble.says("after")
     kernel.signal_all([gate.child("holder"), gate.pid], SLEPT)
     kernel.until("it is served again", lambda: "the intranet" in gate.run("curl", "-sS", "-m", "60", URL).out)
+
+
+@dataclass(frozen=True, slots=True)
+class Sleeper:
+    """A gate with a program that tells the intranet something all the time, and what has arrived of it."""
+
+    gate: Gate
+    telling: Bubble
+    kept: Path
+
+    @classmethod
+    def of(cls, gate: Gate) -> Sleeper:
+        """A gate, proved, through which something has arrived."""
+        gate.attested()
+        kept = gate.host.world.directory / "upload"
+        kept.unlink(missing_ok=True)
+        telling = gate.bubble(*python("clients", "tell", NAME, UPLOAD_PORT))
+        kernel.until("a part has arrived", lambda: kept.exists() and kept.stat().st_size)
+        return cls(gate, telling, kept)
+
+    def arrived(self) -> bytes:
+        """What has arrived, when the program has told more than that since."""
+        found = settled(self.kept)
+        last = int(found.split()[-1])
+        self.telling.says(f"told {last + 20}")
+        return found
+
+    def has_lost_it(self, arrived: bytes) -> None:
+        """Nothing came of it but what had arrived; a new request is good."""
+        kernel.until(
+            "it is served again", lambda: "the intranet" in self.gate.run("curl", "-sS", "-m", "60", URL).out
+        )
+        assert self.kept.read_bytes() == arrived
+
+
+@pytest.mark.parametrize(
+    ("host", "kind", "control"),
+    [("root", "mtls", True), ("root", "mtls", False), ("user", "wireguard", False)],
+    ids=["control", "root-mtls", "user-wireguard"],
+    indirect=["host"],
+)
+def test_a_gate_that_slept(new_gate: NewGate, peer: Peer, wires: Wires, kind: str, control: bool) -> None:
+    """Its processes wake one by one, who leases last of all: not a byte more of an open flow goes out."""
+    sleeper = Sleeper.of(new_gate(*(["lease"] if control else []), **of_kind(kind, peer)))
+    with stopped(sleeper.gate) as asleep:
+        arrived = sleeper.arrived()
+        asleep.wake(sleeper.gate.child("worker"))
+        if control:
+            kernel.until("a control must be red", lambda: sleeper.kept.read_bytes() != arrived)
+            return
+        sleeper.telling.says("ended by ConnectionResetError")
+        asleep.wake_all_but(sleeper.gate.pid)
+        assert settled(sleeper.kept) == arrived
+    sleeper.has_lost_it(arrived)
+    wires.quiet()

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from lab import kernel
-from lab.conftest import WITHOUT, NewGate
+from lab.conftest import AS_ROOT, WITHOUT, NewGate
 from lab.gate import Bubble, Gate, Settings, python, remove
 from lab.kernel import Place
 from lab.opening import Probe
+from lab.stops import killed_in_setup
 from lab.world import Host
 
 NAME = "intranet.corp.example"
@@ -171,13 +172,24 @@ def test_cleanup_after_a_kill(new_gate: NewGate) -> None:
     bubble = gate.bubble("sh", "-c", "echo begun; sleep 1000")
     bubble.says("begun")
     below = kernel.descendants(bubble.process.pid)
-    assert gate.process is not None
-    kernel.end(gate.process)
-    gate.process = None
+    gate.kill()
     done = gate.call("cleanup")
     assert (done.code, done.out) == (0, "ended 1 bubble\n"), done
     kernel.until("all of the bubble is gone", lambda: not any(map(kernel.is_alive, below)))
     assert not gate.socket.exists()
+
+
+@AS_ROOT
+def test_a_daemon_killed_while_a_sandbox_is_set_up(new_gate: NewGate) -> None:
+    """bubblewrap's child waits for a word that nobody will say; the next daemon ends it.
+
+    Other tests start daemons meanwhile, which do the same; with its control it is one of `make lab-long`.
+    """
+    gate = new_gate("held-setup")
+    child = killed_in_setup(gate)
+    gate.settings = replace(gate.settings, without=gate.settings.without - {"held-setup"})
+    gate.start().attested()
+    kernel.until("the child is gone", lambda: not kernel.is_alive(child))
 
 
 # -- nothing is left behind --------------------------------------------------------------------------

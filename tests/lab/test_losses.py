@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from lab import kernel
-from lab.conftest import AS_ROOT, WITHOUT
+from lab.conftest import AS_ROOT, AS_USER, WITHOUT
 from lab.gate import Gate, Settings, python, remove
 from lab.kernel import Place
 from lab.packet_peer import PORT, SHARED, Peer, Wires, packets
@@ -20,7 +20,6 @@ from lab.world import PUBLIC, Host, World
 
 NAME, UPLOAD_PORT = "intranet.corp.example", "7002"
 FLAPS = 200
-AS_USER = pytest.mark.parametrize("host", ["user"], indirect=True)
 
 
 @pytest.fixture(scope="module")

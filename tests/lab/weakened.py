@@ -242,7 +242,16 @@ t.parse_head = lambda head: parse_head(head, 1 << 30)
 }
 # An inspector that has grown too large after some dozens of hostile connections, not after a thousand.
 _LITTLE_MEMORY = "import proxy.inspector as i; i.RESIDENT_BYTES = 128 << 20"
+# A sandbox that waits where only its own bubblewrap can let it begin.
+_HELD_SETUP = """
+import proxy.sandbox as s
+_sealed_held = s.sealed
+_hold = "f=$(mktemp -u); mkfifo $f; exec 98>/dev/null 99<>$f; rm $f; "
+_hold += "exec bwrap --info-fd 98 --userns-block-fd 99"
+s.sealed = lambda command, fd: ["bash", "-c", _hold + ' "$@"', "bash", *_sealed_held(command, fd)[1:]]
+"""
 ATTACKS: Mapping[str, Mapping[str, str]] = {
+    "held-setup": {"cli": _HELD_SETUP},
     "aim": {"worker": _AIM},
     "ask-names": {"worker": _ASK_NAMES},
     "little-memory": {"inspector": _LITTLE_MEMORY},
@@ -308,6 +317,7 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
         "    return slot and slot.name\n"
         "a.Allocator.name_of = name_of",
     },
+    "unbegun": {"cli": "import proxy.remains as r\nr.end_unbegun = lambda: 0"},
     "names-kept": {
         "cli": "import proxy.allocator as a, pathlib\n"
         "_init = a.Allocator.__init__\n"

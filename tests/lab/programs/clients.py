@@ -111,6 +111,21 @@ def upload(host: str, port: str) -> str:
             return f"ended by {type(error).__name__}"
 
 
+def tell_for_ever(host: str, port: str) -> str:
+    """Sends a line fifty times a second and says which was the last; then how it ended."""
+    number = 0
+    with socket.create_connection((host, int(port)), LIMIT_S) as sock:
+        sock.settimeout(None)
+        try:
+            while True:
+                sock.sendall(b"canary told %d\n" % number)
+                print(f"told {number}", flush=True)
+                number += 1
+                time.sleep(0.02)
+        except OSError as error:
+            return f"ended by {type(error).__name__} after {number}"
+
+
 def ask_for_ever(host: str, port: str) -> str:
     """Asks for a page ten times a second and says each status."""
     while True:
@@ -136,6 +151,7 @@ WHAT: dict[str, Callable[..., str]] = {
     "refused-datagram": refused_datagram,
     "hold": hold,
     "ask": ask_for_ever,
+    "tell": tell_for_ever,
     "upload": upload,
 }
 
