@@ -34,7 +34,7 @@ pyproject.toml, and this is what it is about):
     quotas, purse, quota_service           how much may still go: the accounts, the portions of a worker
     trust                                  what makes a bubble's programs trust the inspection CA
     bubble, inner, run                     a program's sandbox, and the processes beside it
-    dialling, holder, door                 the small processes
+    dialling, holder, door                 the small processes; holder_process is how those that hold live
     datagram_holder, associating           the sockets of SOCKS5 clients' datagrams, and who starts it
     wireguard, packet_holder               a packet tunnel's two holders; what they use: its namespace,
                                            wireguard_device, shuttle, probing

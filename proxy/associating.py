@@ -13,10 +13,11 @@ from typing import NoReturn
 from proxy import children, ipc, notify
 from proxy.config import Listener
 from proxy.link import Link
-from proxy.messages.associations import HoldAssociations
+from proxy.messages.associations import Alive, HoldAssociations
 from proxy.messages.worker import Sealed
 
 READY_LIMIT_S = 15.0
+SILENT_S, SILENT_TIMES = 20.0, 3  # it says each second that it does not hang
 PAUSE_S, PAUSE_MOST_S, STEADY_S = 0.1, 5.0, 10.0
 
 
@@ -40,19 +41,33 @@ async def _hold_once(listener: Listener, give: Callable[[str, int], None], *, st
     ours, theirs = ipc.pair()
     ipc.refuse_descriptors(ours)
     with ours:
-        link = Link(ours, [Sealed])
+        link: Link[Sealed | Alive] = Link(ours, [Sealed, Alive])
         process = await children.start_datagram_holder(theirs, structural=structural)
         try:
             async with asyncio.timeout(READY_LIMIT_S):
                 said, _ = await link.receive()
+            if not isinstance(said, Sealed):
+                raise ipc.LinkBroken("it did not say whether it is sealed")
             if structural and not said.structural:
                 raise ipc.LinkBroken("it found itself able to make sockets that it has no use for")
             one, other = ipc.pair()
             with one, other:
                 link.send(HoldAssociations(str(listener.address), listener.port), [one.fileno()])
                 give(listener.name, other.fileno())
-            await link.receive()
-            raise ipc.LinkBroken("it said what nobody had asked for")
+            await _hear(link)
         finally:
             link.close()
             await children.end(process)
+
+
+async def _hear(link: Link[Sealed | Alive]) -> NoReturn:
+    """Hear that it does not hang, until it is gone. Raises ipc.LinkBroken, also where it has hung."""
+    silent = 0
+    while silent < SILENT_TIMES:
+        try:
+            async with asyncio.timeout(SILENT_S):
+                await link.receive()
+            silent = 0
+        except TimeoutError:
+            silent += 1  # or it was this process that stood still: then the next look hears it
+    raise ipc.LinkBroken("it has hung")

@@ -13,18 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import resource
 import socket
-import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
-from proxy import ipc, prctl
+from proxy import holder_process, ipc, prctl
 from proxy.link import Link
-from proxy.messages.associations import Associate, Associated, HoldAssociations
+from proxy.messages.associations import Alive, Associate, Associated, HoldAssociations
 from proxy.messages.worker import Sealed
 from proxy.namespaces import cookie
 
@@ -32,6 +29,7 @@ MOST, MOST_OF_CLIENT = 1024, 256
 OTHER_DESCRIPTORS = 64
 PER_TURN = 64  # then the loop's other sockets have their turn
 DATAGRAM_BYTES = 65_536
+BEAT_S = 1.0
 
 
 class NoAssociation(Exception):
@@ -40,23 +38,14 @@ class NoAssociation(Exception):
 
 def main(arguments: Sequence[str]) -> None:
     """Serve until the supervisor's or the worker's end of a link is gone. Does not return."""
-    sock = socket.socket(fileno=int(arguments[0]))
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    code = 1
-    try:
-        prctl.no_core_dump()
-        ipc.send(sock, Sealed(is_sealed()))
-        hold, fds = ipc.receive(sock, [HoldAssociations])
-        asyncio.Runner().run(_hold(sock, hold, socket.socket(fileno=fds[0])))
-        code = 0
-    except ipc.LinkBroken:
-        code = 0
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+    holder_process.serve(arguments[0], _begin)
+
+
+def _begin(sock: socket.socket) -> None:
+    prctl.no_core_dump()
+    ipc.send(sock, Sealed(is_sealed()))
+    hold, fds = ipc.receive(sock, [HoldAssociations])
+    asyncio.Runner().run(_hold(sock, hold, socket.socket(fileno=fds[0])))
 
 
 def is_sealed() -> bool:
@@ -73,11 +62,17 @@ def is_sealed() -> bool:
 async def _hold(sock: socket.socket, hold: HoldAssociations, worker: socket.socket) -> None:
     supervisor: Link[HoldAssociations] = Link(sock, [])
     desk = Desk(hold, Link(worker, [Associate]))
-    tasks = [asyncio.create_task(supervisor.receive()), asyncio.create_task(desk.serve())]
+    tasks = [asyncio.create_task(one) for one in (supervisor.receive(), desk.serve(), _beat(supervisor))]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
-        with contextlib.suppress(ipc.LinkBroken):
-            task.result()
+        task.result()
+
+
+async def _beat(supervisor: Link[HoldAssociations]) -> None:
+    """Say again and again that this process does not hang."""
+    while True:
+        supervisor.send(Alive())
+        await asyncio.sleep(BEAT_S)
 
 
 class Desk:

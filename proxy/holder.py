@@ -17,18 +17,15 @@ import concurrent.futures.thread  # noqa: F401  the same
 import encodings.idna  # noqa: F401  the same
 import os
 import re
-import resource
 import socket
 import ssl
-import sys
 import time
-import traceback
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from proxy import ipc, prctl
+from proxy import holder_process, ipc, prctl
 from proxy.dialling import CONNECT_LIMIT_S, PeerBroken, WarmSockets, connect, serve
 from proxy.link import Link
 from proxy.messages.holding import TO_HOLDER, Dial, Evidence, Hold, Serve, ToHolder
@@ -60,29 +57,21 @@ class Answer:
 
 def main(arguments: Sequence[str]) -> None:
     """Serve until the supervisor's end of the link is gone. Does not return."""
-    sock = socket.socket(fileno=int(arguments[0]))
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    code = 1
+    holder_process.serve(arguments[0], _begin)
+
+
+def _begin(sock: socket.socket) -> None:
+    hold, fds = ipc.receive(sock, [Hold])
     try:
-        hold, fds = ipc.receive(sock, [Hold])
-        try:
-            context = client_context(*fds)
-        except (OSError, ValueError) as error:
-            _say_unusable(sock, error)
-        if hold.drop_to_uid and os.geteuid() == 0:
-            os.setgroups([])
-            os.setgid(hold.drop_to_uid)
-            os.setuid(hold.drop_to_uid)
-        prctl.no_core_dump()
-        asyncio.Runner().run(_hold(sock, hold, context))
-    except ipc.LinkBroken:
-        code = 0
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)  # an orderly end would wait for every thread that still waits for a resolver
+        context = client_context(*fds)
+    except (OSError, ValueError) as error:
+        _say_unusable(sock, error)
+    if hold.drop_to_uid and os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(hold.drop_to_uid)
+        os.setuid(hold.drop_to_uid)
+    prctl.no_core_dump()
+    asyncio.Runner().run(_hold(sock, hold, context))
 
 
 def _say_unusable(sock: socket.socket, error: Exception) -> NoReturn:

@@ -11,13 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import socket
-import sys
-import traceback
 from collections.abc import Sequence
 
-from proxy import ipc, prctl, tunnel_namespace
+from proxy import holder_process, ipc, prctl, tunnel_namespace
 from proxy.link import Link
 from proxy.messages.holding import Serve
 from proxy.messages.packets import (
@@ -40,24 +37,17 @@ LAST_WORD_S = 0.5
 
 def main(arguments: Sequence[str]) -> None:
     """Serve until the outer holder's end of the link is gone. Does not return."""
-    sock = socket.socket(fileno=int(arguments[0]))
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    code = 1
+    holder_process.serve(arguments[0], _begin)
+
+
+def _begin(sock: socket.socket) -> None:
+    begin, _ = ipc.receive(sock, [Begin])
     try:
-        begin, _ = ipc.receive(sock, [Begin])
         _serve(sock, begin)
-    except ipc.LinkBroken:
-        code = 0
     except (NamespaceError, OSError) as error:
         with contextlib.suppress(ipc.LinkBroken):
             sock.setblocking(True)
             ipc.send(sock, Failed(f"the tunnel's namespace cannot be made: {error}"))
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
 
 
 def _serve(sock: socket.socket, begin: Begin) -> None:

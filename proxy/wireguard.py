@@ -14,9 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import socket
-import sys
 import time
 import traceback
 from asyncio.subprocess import DEVNULL, Process
@@ -24,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-from proxy import ipc, prctl, sandbox
+from proxy import holder_process, ipc, prctl, sandbox
 from proxy.link import Link
 from proxy.messages.holding import Serve
 from proxy.messages.packets import (
@@ -57,28 +55,20 @@ class Lost(Exception):
 
 def main(arguments: Sequence[str]) -> None:
     """Serve until the supervisor's end of the link is gone. Does not return."""
-    sock = socket.socket(fileno=int(arguments[0]))
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    code = 1
-    try:
-        hold, fds = ipc.receive(sock, [HoldPackets])
-        keys = [ipc.read_file(fd).decode().strip() for fd in fds]
-        prctl.no_core_dump()
-        mounts = None
-        if os.geteuid() == 0:
-            try:
-                mounts = own_mounts()
-            except (NamespaceError, OSError) as error:
-                _say_unusable(sock, f"wireguard-go can have no place of its own here: {error}")
-        asyncio.Runner().run(_hold(sock, hold, keys, mounts))
-    except ipc.LinkBroken:
-        code = 0
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)  # what it started is told by the kernel (PR_SET_PDEATHSIG), or by its link
+    holder_process.serve(arguments[0], _begin)
+
+
+def _begin(sock: socket.socket) -> None:
+    hold, fds = ipc.receive(sock, [HoldPackets])
+    keys = [ipc.read_file(fd).decode().strip() for fd in fds]
+    prctl.no_core_dump()
+    mounts = None
+    if os.geteuid() == 0:
+        try:
+            mounts = own_mounts()
+        except (NamespaceError, OSError) as error:
+            _say_unusable(sock, f"wireguard-go can have no place of its own here: {error}")
+    asyncio.Runner().run(_hold(sock, hold, keys, mounts))
 
 
 def _say_unusable(sock: socket.socket, words: str) -> NoReturn:

@@ -12,7 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import dns.flags
 import dns.message
@@ -160,3 +160,17 @@ async def packet_tunnel(
         transport.close()
         server.close()
         await asyncio.gather(*tasks)
+
+
+class Echo(asyncio.DatagramProtocol):
+    """A server that says back what it hears, in capitals; `heard` is what came."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.heard.append(data)
+        self.transport.sendto(data.upper(), addr)

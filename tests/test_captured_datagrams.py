@@ -18,7 +18,7 @@ import pytest
 from descriptors import open_descriptors
 from loopback import LOOPS, Run, free_port, runner
 from own_namespaces import Zone, zone
-from packet_end import Far, packet_tunnel
+from packet_end import Echo, Far, packet_tunnel
 from quic_client import first_flight
 
 from proxy import captured_datagrams, doors, exchanges, namespaces, posts
@@ -85,20 +85,6 @@ def there() -> Iterator[Zone]:
     with zone() as made:
         made.do("import errno; said = 0")
         yield made
-
-
-class Echo(asyncio.DatagramProtocol):
-    """A server that says back what it hears, in capitals; `heard` is what came."""
-
-    def __init__(self) -> None:
-        self.heard: list[bytes] = []
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        self.heard.append(data)
-        self.transport.sendto(data.upper(), addr)
 
 
 @dataclass

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import signal
 import socket
 import tempfile
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 from own_namespaces import Zone, zone
 
-from proxy import children, datagram_holder, ipc
+from proxy import associating, children, datagram_holder, ipc
+from proxy.config import Listener, ListenerKind
 from proxy.datagram_holder import Desk
 from proxy.link import Link
-from proxy.messages.associations import Associate, Associated, HoldAssociations
+from proxy.messages.associations import Alive, Associate, Associated, HoldAssociations
 from proxy.messages.worker import Sealed
 
 LIMIT_S = 60.0
@@ -307,7 +311,7 @@ async def process(
 ) -> AsyncIterator[tuple[Process, Any, Held]]:
     ours, theirs = ipc.pair()
     started = await children.start_datagram_holder(theirs, structural=structural)
-    supervisor = Link(ours, [Sealed])
+    supervisor: Link[Sealed | Alive] = Link(ours, [Sealed, Alive])
     one, other = ipc.pair()
     made = Held(listener, Link(one, [Associated]))
     try:
@@ -347,5 +351,39 @@ def test_the_process_ends_with_either_of_its_links(whose: str) -> None:
                 (supervisor if whose == "supervisor" else at.link).close()
                 assert await started.wait() == 0
                 assert await heard(link) == b"", "and its associations with it"
+
+    run(main())
+
+
+def test_a_process_that_hangs_is_ended_and_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(associating, "SILENT_S", 0.5)
+    started: list[Process] = []
+    given = asyncio.Queue[int]()
+    start = children.start_datagram_holder
+
+    async def watched(link: socket.socket, *, structural: bool) -> Process:
+        started.append(await start(link, structural=structural))
+        return started[-1]
+
+    monkeypatch.setattr(children, "start_datagram_holder", watched)
+    told: list[str] = []
+    monkeypatch.setattr("proxy.notify.say", told.append)
+
+    async def main() -> None:
+        none = (None, None, None, None)
+        listener = Listener("socks", ListenerKind.SOCKS5, ip_address(HERE), 1080, "corporate", *none)
+        task = asyncio.create_task(
+            associating.hold(listener, lambda _, fd: given.put_nowait(os.dup(fd)), structural=False)
+        )
+        try:
+            os.close(await given.get())
+            os.kill(started[0].pid, signal.SIGSTOP)
+            async with asyncio.timeout(LIMIT_S):
+                os.close(await given.get())
+                assert await started[0].wait() != 0
+            assert "it has hung" in told[0] and len(started) == 2
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
     run(main())

@@ -10,7 +10,8 @@ reads no file. From the ground up:
     judging      one connection's requests: judged, recorded, registered, each by itself
     tls          the TLS of both sides
     streams      a channel as mitmproxy wants a reader and a writer
-    http         mitmproxy's HTTP layers, in which a refusal is a page and a budget ends at the byte
+    requests     mitmproxy's layer of one request, in which a refusal is a page and a budget ends at the byte
+    http         mitmproxy's layers of a connection: heads are looked at before it repairs them
     pages        what clients are shown in place of an answer
     hooks        the answers to mitmproxy's hooks: layers, TLS, a verdict for every head
     connection   one connection: what goes wrong in a hook cuts it, and here is the only way to dial

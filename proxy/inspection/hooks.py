@@ -26,9 +26,10 @@ from mitmproxy.tls import ClientHelloData, TlsData
 from proxy.addresses import parse_host
 from proxy.inspection.exchange import Exchange, Refused
 from proxy.inspection.heads import Destination, Improper, read_request, read_response
-from proxy.inspection.http import ENDED, EXCHANGE, REFUSED, JudgedHttp, JudgedTls, Rules
+from proxy.inspection.http import JudgedHttp, JudgedTls
 from proxy.inspection.judging import Judging
 from proxy.inspection.pages import authority_of
+from proxy.inspection.requests import ENDED, EXCHANGE, REFUSED, Rules
 from proxy.inspection.tls import H2, HTTP1, TlsSides
 
 

@@ -17,6 +17,11 @@ class HoldAssociations:
 
 
 @dataclass(frozen=True, slots=True)
+class Alive:
+    """From a holder, each second: it does not hang."""
+
+
+@dataclass(frozen=True, slots=True)
 class Associate:
     """A UDP socket for a client, please: for whoever is connected at the other end of this descriptor, a
     connection that the listener accepted. `port` is the one that the client says it will use, 0 if it does

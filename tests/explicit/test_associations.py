@@ -20,7 +20,7 @@ import pytest
 from descriptors import open_descriptors
 from explicit_world import PASSWORD, PEOPLE, password_lines
 from loopback import LOOPS, Run, runner
-from packet_end import Far, packet_tunnel
+from packet_end import Echo, Far, packet_tunnel
 from quic_client import first_flight
 
 from proxy import datagram_holder, exchanges, ipc
@@ -86,20 +86,6 @@ def run() -> Run:
 @pytest.fixture(scope="module")
 def lines() -> str:
     return password_lines()
-
-
-class Echo(asyncio.DatagramProtocol):
-    """A server that says back what it hears, in capitals; `heard` is what came."""
-
-    def __init__(self) -> None:
-        self.heard: list[bytes] = []
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        self.heard.append(data)
-        self.transport.sendto(data.upper(), addr)
 
 
 @dataclass

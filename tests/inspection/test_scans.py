@@ -138,14 +138,19 @@ def test_a_header_field_that_holds_it_is_refused(site: Site, tmp_path: Path, fie
     runner("asyncio")(main())
 
 
+def http2_origin() -> tuple[Origin, bytearray]:
+    """A destination of HTTP/2, and what it hears."""
+    heard = bytearray()
+
+    async def serve(reader: object, writer: object) -> None:
+        await serve_http2(reader, writer, heard)  # type: ignore[arg-type]  # what asyncio hands over
+
+    return Origin(serve=serve), heard
+
+
 def test_http2_is_scanned_too(site: Site, tmp_path: Path) -> None:
     async def main() -> None:
-        heard = bytearray()
-
-        async def serve(reader: object, writer: object) -> None:
-            await serve_http2(reader, writer, heard)  # type: ignore[arg-type]  # what asyncio hands over
-
-        origin = Origin(serve=serve)
+        origin, heard = http2_origin()
         async with inspected(site, tmp_path, origin, tls=True, http2=True, policy=POLICY) as world:
             client = Http2(*await world.open("h2"))
             stream = client.ask(end=False, method="POST", path="/up", authority=f"{world.name}:{world.port}")
@@ -162,12 +167,7 @@ def test_http2_is_scanned_too(site: Site, tmp_path: Path) -> None:
 
 def test_trailers_are_scanned_too(site: Site, tmp_path: Path) -> None:
     async def main() -> None:
-        heard = bytearray()
-
-        async def serve(reader: object, writer: object) -> None:
-            await serve_http2(reader, writer, heard)  # type: ignore[arg-type]  # what asyncio hands over
-
-        origin = Origin(serve=serve)
+        origin, heard = http2_origin()
         async with inspected(site, tmp_path, origin, tls=True, http2=True, policy=POLICY) as world:
             client = Http2(*await world.open("h2"))
             stream = client.ask(end=False, method="POST", path="/up", authority=f"{world.name}:{world.port}")

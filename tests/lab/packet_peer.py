@@ -7,16 +7,16 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from lab import kernel
-from lab.gate import PROGRAMS
+from lab.gate import PROGRAMS, python
 from lab.kernel import Place
 from lab.wire import Frame, Wire
-from lab.world import GATEWAY, HOSTS, INTRANET, World, is_of_mtls
+from lab.world import GATEWAY, HOSTS, INTRANET, INTRANET6, World, is_of_mtls
 
 PORT = 51_820
 RESOLVER = INTRANET
@@ -38,6 +38,19 @@ def public(key: str) -> str:
 def _wg(command: str, text: str = "") -> str:
     done = subprocess.run(["wg", command], input=text, capture_output=True, text=True, check=True, timeout=60)
     return done.stdout.strip()
+
+
+@contextmanager
+def echoing(world: World, port: int, echo_port: int) -> Iterator[Peer]:
+    """A gateway, and servers of the intranet that say back the datagrams that they hear."""
+    with ExitStack() as undo:
+        made = Peer(world, port)
+        undo.callback(made.close)
+        for host in (INTRANET, INTRANET6):
+            server = kernel.start(Place(world.corp), python("datagrams", "echo", host, str(echo_port)))
+            undo.callback(kernel.end, server)
+            assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+        yield made
 
 
 class Peer:

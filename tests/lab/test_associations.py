@@ -16,8 +16,7 @@ import pytest
 from lab import kernel
 from lab.conftest import AS_ROOT, WITHOUT
 from lab.gate import Bubble, Gate, Settings, python, remove, started
-from lab.kernel import Place
-from lab.packet_peer import NETWORKS, SHARED, Peer
+from lab.packet_peer import NETWORKS, SHARED, Peer, echoing
 from lab.wire import Frame, Wire
 from lab.world import GATEWAY, INTRANET, INTRANET6, PUBLIC, Host, World, is_of_mtls
 from proxy import passwords
@@ -48,17 +47,8 @@ print(*sock.recvfrom(100))
 @pytest.fixture(scope="module")
 def peer(world: World) -> Iterator[Peer]:
     """The corporate end, and servers behind it that say back what they hear."""
-    made = Peer(world, WG_PORT)
-    servers = []
-    try:
-        for host in (INTRANET, INTRANET6):
-            servers.append(kernel.start(Place(world.corp), python("datagrams", "echo", host, str(PORT))))
-            assert servers[-1].stdout is not None and servers[-1].stdout.readline() == b"ready\n"
+    with echoing(world, WG_PORT, PORT) as made:
         yield made
-    finally:
-        for server in servers:
-            kernel.end(server)
-        made.close()
 
 
 @pytest.fixture(scope="module")

@@ -201,7 +201,10 @@ t.JudgedHttp1.read_headers = t.Http1Server.read_headers
 c.Settings.validate_inbound_headers = False
 h._checked = lambda fields: h._Of([(n.decode("latin-1").lower(), v.decode("latin-1")) for n, v in fields])
 """,
-    "one-frame": "import proxy.inspection.http as t; t.JudgedStream._frame = staticmethod(lambda *a: None)",
+    "one-frame": """
+from proxy.inspection.requests import JudgedStream
+JudgedStream._frame = staticmethod(lambda *a: None)
+""",
     "closed-after-refusal": """
 import proxy.inspection.http as t
 from mitmproxy.proxy.events import DataReceived
