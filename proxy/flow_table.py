@@ -19,7 +19,8 @@ from proxy.relay import Counts
 @dataclass(slots=True, eq=False, kw_only=True)
 class OpenFlow:
     """One open flow, or a request of one that is `inspected`, and why it was admitted. `reset` resets both of
-    its sockets; `cut_because` is set when the gate did it. `duties` are what the policy asked beside."""
+    its sockets, `hang_up` that of its program alone; `cut_because` is set when the gate did it. `duties` are
+    what the policy asked beside."""
 
     id: str
     bubble: str
@@ -27,6 +28,7 @@ class OpenFlow:
     tunnel: str
     policy: str
     reset: Callable[[], None]
+    hang_up: Callable[[], None] = lambda: None
     because: str = ""
     counts: Counts = field(default_factory=Counts)
     cut_because: str = ""
@@ -79,15 +81,16 @@ class FlowTable:
         """Reset every open flow that is `lost`, or of those `among`; returns how many were.
 
         One that cannot be judged is lost, and one that cannot be reset keeps no other open. What was cut
-        before keeps its reason and is not counted again.
+        before keeps its reason and is not counted again. Every program is told before any destination is:
+        what goes to those takes the machine's time to encrypt.
         """
         candidates = self._open if among is None else [flow for flow in among if flow in self._open]
         cut = [flow for flow in candidates if not flow.cut_because and _is_so(lost, flow)]
         for flow in cut:
             flow.cut_because = because
-        for flow in cut:
+        for end in [*(flow.hang_up for flow in cut), *(flow.reset for flow in cut)]:
             with contextlib.suppress(Exception):
-                flow.reset()
+                end()
         return len(cut)
 
 

@@ -149,6 +149,7 @@ class Passage:
             tunnel=admission.egress.name,
             policy=admission.policy.hash,
             reset=reset,
+            hang_up=one.client.abort,
             because=str(admission.judgement.because),
             duties=admission.policy.duties(flow),
         )

@@ -20,7 +20,7 @@ import h2.config
 import h2.connection
 import h2.events
 from leased import Leased, leased
-from loopback import Site
+from loopback import Site, turns
 
 from proxy.audit import EndRecord, Record, Segment, VerdictRecord, decode
 from proxy.certificates import Issued, issue_server, make_authority
@@ -74,6 +74,7 @@ class Origin:
     answer: Callable[[bytes], bytes] = lambda heard: b""
     heard: list[bytearray] = field(default_factory=list)
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
     @property
     def everything(self) -> bytes:
@@ -82,6 +83,7 @@ class Origin:
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heard = bytearray()
         self.heard.append(heard)
+        self.writers.append(writer)
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             if self.serve is not None:
                 await self.serve(reader, writer)
@@ -291,6 +293,9 @@ async def inspected(
                 handler.cut("the test is over")
             await asyncio.gather(*world.tasks, return_exceptions=True)
             server.close()
+            for writer in origin.writers:
+                writer.transport.abort()
+            await turns()  # until no transport is open
             segment.close()
 
 

@@ -13,7 +13,7 @@ import sys
 import pytest
 from loopback import LOOPS, Run, pair, read_all, runner, turns
 
-from proxy.channel import Aborted, Backlog, NotAdmitted, PlainChannel, Reset
+from proxy.channel import Aborted, Backlog, NotAdmitted, PlainChannel, Reset, plain
 from proxy.channel.plain import CHUNK_BYTES
 
 BLOCK = b"x" * CHUNK_BYTES
@@ -118,6 +118,44 @@ def test_nothing_is_read_while_nobody_waits(run: Run) -> None:
         channel.abort()
         with pytest.raises(Reset):
             await writing
+
+    run(main())
+
+
+def test_what_streams_is_taken_a_moment_later_and_nothing_else_is(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        ours, theirs = pair()
+        channel, peer = PlainChannel(ours), PlainChannel(theirs)
+        monkeypatch.setattr(plain, "_REST_S", 0.5)
+        monkeypatch.setattr(plain, "_WINDOW_S", 1000.0)
+        sending, came = asyncio.create_task(peer.write(BLOCK * 4)), 0
+        while came < len(BLOCK * 4):
+            came += len(await channel.read())
+        await sending
+        reading = asyncio.create_task(channel.read())
+        await turns()
+        await peer.write(b"one, ")
+        await turns()
+        assert not reading.done()
+        await peer.write(b"two")
+        assert await reading == b"one, two"
+
+        monkeypatch.setattr(plain, "_WINDOW_S", 0.0)
+        reading = asyncio.create_task(channel.read())
+        await turns()
+        await peer.write(b"three")
+        await turns()
+        assert reading.done() and await reading == b"three"
+
+        monkeypatch.setattr(plain, "_WINDOW_S", 1000.0)
+        reading = asyncio.create_task(channel.read())
+        await turns()
+        channel.abort()
+        with pytest.raises(Aborted):
+            await reading
+        peer.abort()
 
     run(main())
 

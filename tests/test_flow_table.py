@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from hypothesis import given
@@ -34,6 +35,20 @@ def test_only_what_is_lost_is_reset_and_told_why() -> None:
     assert table.cut(lambda flow: flow.tunnel == "a", "tunnel a lost") == 3
     assert sorted(reset) == ["0", "2", "4"]
     assert [flow.cut_because for flow in flows] == ["tunnel a lost", ""] * 3
+
+
+def test_every_program_is_told_before_any_destination() -> None:
+    table = FlowTable(10)
+    done: list[str] = []
+
+    def hang_up() -> None:
+        done.append("program")
+        raise OSError
+
+    for at in range(3):
+        table.add(replace(opened(at, reset=lambda: done.append("both")), hang_up=hang_up))
+    assert table.cut(lambda _: True, "locked") == 3
+    assert done == ["program"] * 3 + ["both"] * 3
 
 
 def test_a_reset_that_raises_keeps_no_other_open() -> None:
