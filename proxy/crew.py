@@ -288,7 +288,11 @@ class Worker:
                 self._series.gone_on(message.segments)
             case Serving():
                 served = self._serving.get(message.bubble)
-                if served is not None and not served.done():
+                if served is None or served.done():
+                    return
+                if message.trouble:
+                    served.set_exception(CrewError(message.trouble))
+                else:
                     served.set_result(None)
             case Done() | FlowPage():
                 self.answers.answered(message)

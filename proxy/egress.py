@@ -17,6 +17,7 @@ from proxy.flow import IPAddress, TunnelFact, TunnelState
 from proxy.messages.worker import Lease
 
 NEVER_LEASED = "no proof of its peer has come yet"
+NO_ROOM = "no descriptor is left here for a socket of tunnel"
 
 
 class DialFailed(Exception):
@@ -109,7 +110,7 @@ class Egress(ABC):
     async def hear_holder(self) -> None:
         """Hand what the holder makes to those who wait; returns when the holder is gone.
 
-        Raises LinkBroken where it is there and cannot be heard: nobody gives another link to it.
+        Raises LinkBroken where it is there and speaks nonsense: nobody gives another link to it.
         """
 
     async def resolve(self, name: str) -> tuple[IPAddress, ...]:

@@ -31,6 +31,7 @@ from proxy.visitor import Visitor
 from proxy.worker import Worker, utc_now
 
 MEMORY_BYTES, RESIDENT_BYTES, MEMORY_LOOK_S = 1 << 30, 768 << 20, 0.1
+OF_A_FLOW = 2  # descriptors
 TO_INSPECTOR = (*TO_WORKER, Prepare, TakeFrom)
 type ToInspector = ToWorker | Prepare | TakeFrom
 
@@ -56,7 +57,8 @@ class Inspector(Worker):
             case Prepare():
                 self._prepare(message, *map(ipc.read_file, fds))
             case TakeFrom():
-                self._start(self._take_from(Link(socket.socket(fileno=fds[0]), [TakeOver, BubbleGone])))
+                sock = socket.socket(fileno=fds[0])
+                self._start(self._take_from(Link(sock, [TakeOver, BubbleGone], reserve=OF_A_FLOW)))
             case _:
                 super()._hear(message, fds)
 
@@ -85,13 +87,16 @@ class Inspector(Worker):
     async def _take_from(self, worker: Link[TakeOver | BubbleGone]) -> None:
         """Take a worker's flows until that cannot go on, and end: for the next flow another one is started.
 
-        Its worker is gone, or the way from it broke (no descriptor was left to take one), or a fault of ours.
+        Its worker is gone, or the way from it broke, or a fault of ours.
         """
         try:
             while True:
                 message, fds = await worker.receive()
                 if isinstance(message, BubbleGone):  # behind the last of its flows
                     self._forget(message.bubble)
+                elif worker.is_short:
+                    PlainChannel(socket.socket(fileno=fds[0]), self._backlog).abort()
+                    ipc.close_all(fds[1:])
                 else:
                     self._take(message, fds)
         except ipc.LinkBroken as error:

@@ -36,7 +36,7 @@ _INT64 = range(-(1 << 63), 1 << 63)  # what every call that a number may end in 
 _NO_DESCRIPTORS = (0, 0)
 _SO_PASSRIGHTS = 83  # linux/socket.h, since 6.16
 # Plain numbers: an operation on the enumeration costs more than the call it is for.
-_CUT_SHORT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_CUT_SHORT, _LOST_SOME = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ALL_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -189,8 +189,21 @@ def transmit(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
         raise PeerGone(f"the other end is gone ({error.strerror or error})") from error
 
 
+def brings_descriptors(sock: socket.socket) -> bool:
+    """Whether the message that is next has descriptors; as `receive` raises where there is none."""
+    try:
+        return bool(sock.recvmsg(1, 0, socket.MSG_PEEK)[2] & _LOST_SOME)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise PeerGone(f"the other end is gone ({error.strerror or error})") from error
+
+
 def receive[M](sock: socket.socket, accepted: Sequence[type[M]]) -> tuple[M, list[int]]:
-    """Receive one message and its descriptors (close-on-exec); LinkBroken at end of file or nonsense."""
+    """Receive one message and its descriptors (close-on-exec); LinkBroken at end of file or nonsense.
+
+    Where this process has no room for all of them, a message that may come without them does.
+    """
     try:
         data, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
     except BlockingIOError:
@@ -206,9 +219,15 @@ def receive[M](sock: socket.socket, accepted: Sequence[type[M]]) -> tuple[M, lis
     try:
         if not data:
             raise PeerGone("the other end is gone")
-        if flags & _CUT_SHORT:
+        lost_some = flags & _LOST_SOME
+        if flags & _CUT_SHORT or (lost_some and len(fds) == MAX_DESCRIPTORS):
             raise LinkBroken("a message was cut short")
         message = decode(data, accepted)
+        if lost_some:
+            close_all(fds)
+            fds.clear()
+            if _descriptors(type(message)) == _NO_DESCRIPTORS or _wrong_count(type(message), fds):
+                raise LinkBroken(f"no descriptor is left for what comes with {type(message).__name__}")
         if trouble := _wrong_count(type(message), fds):
             raise LinkBroken(trouble)
     except BaseException:
@@ -217,8 +236,14 @@ def receive[M](sock: socket.socket, accepted: Sequence[type[M]]) -> tuple[M, lis
     return message, fds
 
 
+def _descriptors(kind: type) -> tuple[int, int]:
+    """How few and how many it may bring."""
+    found: tuple[int, int] = getattr(kind, "descriptors", _NO_DESCRIPTORS)
+    return found
+
+
 def _wrong_count(kind: type, fds: Sequence[int]) -> str:
-    least, most = getattr(kind, "descriptors", _NO_DESCRIPTORS)
+    least, most = _descriptors(kind)
     if least <= len(fds) <= most:
         return ""
     return f"{kind.__name__} goes with {least} to {most} descriptors, not {len(fds)}"

@@ -53,7 +53,7 @@ class Leases:
         self._start(self._hear(egress))
 
     async def _hear(self, egress: Egress) -> None:
-        """What its holder sends could not be taken (no descriptor was left for it): there is no way back."""
+        """A holder that cannot be understood leaves no way back."""
         try:
             await egress.hear_holder()
         except ipc.LinkBroken:

@@ -7,6 +7,7 @@ cut off: it can delay nobody else. A peer that never stops sending is heard a fe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections import deque
@@ -21,12 +22,14 @@ MESSAGES_PER_TURN = 16  # then the loop's other sockets have their turn
 class Link[M]:
     """One end of a link under an event loop. Sending never waits: a peer that stops reading is cut off.
 
-    One task at a time receives.
+    One task at a time receives. `reserve` is how many descriptors are kept for what comes when no other is
+    left: who finds afterwards that the link `is_short` gives back what came, and says so.
     """
 
-    def __init__(self, sock: socket.socket, accepted: Sequence[type[M]]) -> None:
+    def __init__(self, sock: socket.socket, accepted: Sequence[type[M]], *, reserve: int = 0) -> None:
         sock.setblocking(False)
         self.sock = sock
+        self._reserve = _Reserve(reserve) if reserve else None
         self._accepted = accepted
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[bytes, list[int]]] = deque()
@@ -39,6 +42,11 @@ class Link[M]:
     def closed(self) -> bool:
         """Whether the link is of no more use."""
         return self._closed
+
+    @property
+    def is_short(self) -> bool:
+        """Whether no descriptor is left but those that came."""
+        return self._reserve is not None and not self._reserve.fill()
 
     def send(self, message: object, fds: Sequence[int] = ()) -> None:
         """Queue one message. The descriptors are duplicated if they must wait. Silent when closed.
@@ -114,7 +122,7 @@ class Link[M]:
         if ended.done():
             return  # nobody hears any more: the message is another's
         try:
-            heard = ipc.receive(self.sock, self._accepted)
+            heard = self._next()
         except BlockingIOError:
             return
         except Exception as error:
@@ -127,6 +135,16 @@ class Link[M]:
             if not ended.done():
                 ended.set_exception(error)
 
+    def _next(self) -> tuple[M, list[int]]:
+        if self._reserve is None:
+            return ipc.receive(self.sock, self._accepted)
+        if ipc.brings_descriptors(self.sock):
+            self._reserve.clear()
+        try:
+            return ipc.receive(self.sock, self._accepted)
+        finally:
+            self._reserve.fill()
+
     async def receive(self) -> tuple[M, list[int]]:
         """The next message and its descriptors; ipc.LinkBroken when there will be none."""
         if self._heard_in_turn >= MESSAGES_PER_TURN:
@@ -134,7 +152,7 @@ class Link[M]:
             await asyncio.sleep(0)
         while not self._closed:
             try:
-                heard = ipc.receive(self.sock, self._accepted)
+                heard = self._next()
             except BlockingIOError:
                 self._heard_in_turn = 0
                 await self._readable()
@@ -164,10 +182,34 @@ class Link[M]:
         self._loop.remove_reader(self.sock)
         self._loop.remove_writer(self.sock)
         self.sock.close()
+        if self._reserve is not None:
+            self._reserve.clear()
+            self._reserve = None
         while self._queue:
             ipc.close_all(self._queue.popleft()[1])
         if self._waiting is not None:
             _wake(self._waiting)
+
+
+class _Reserve:
+    """Descriptors of nothing, which are let go of where others are needed."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._fds: list[int] = []
+        self.fill()
+
+    def fill(self) -> bool:
+        """Have all of them, if they can be had; whether they could."""
+        with contextlib.suppress(OSError):
+            while len(self._fds) < self._count:
+                self._fds.append(os.memfd_create("reserve"))
+        return len(self._fds) >= self._count
+
+    def clear(self) -> None:
+        """Let go of them."""
+        ipc.close_all(self._fds)
+        self._fds.clear()
 
 
 def _wake(waiting: asyncio.Future[None]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from proxy.channel.connect import ConnectionEnded, ConnectRefused, connect_through
 from proxy.channel.plain import Backlog
 from proxy.channel.tls import SaidNothing, TlsChannel, tls_client
-from proxy.egress import DialFailed, Egress
+from proxy.egress import NO_ROOM, DialFailed, Egress
 from proxy.flow import IPAddress
 from proxy.kept import KeptChannels
 from proxy.link import Link
@@ -78,7 +78,7 @@ class MtlsEgress(Egress):
             else:
                 sock.close()
         if not fds:
-            self._fail(answer.trouble or "the tunnel's holder gave no socket")
+            self._fail(answer.trouble or f"{NO_ROOM} {self.name}")
 
     def _fail(self, words: str) -> None:
         while self._waiting:

@@ -19,7 +19,7 @@ from proxy import ipc
 from proxy.addresses import inner
 from proxy.allocator import OWN_NETWORKS
 from proxy.channel.plain import Backlog, PlainChannel
-from proxy.egress import DialFailed, Egress
+from proxy.egress import NO_ROOM, DialFailed, Egress
 from proxy.flow import IPAddress
 from proxy.link import Link
 from proxy.messages.holding import PacketSetup
@@ -85,7 +85,7 @@ class PacketEgress(Egress):
             sock.setblocking(False)
             waiter.set_result(sock)
         else:
-            waiter.set_exception(DialFailed(answer.trouble or "the tunnel's holder gave no socket"))
+            waiter.set_exception(DialFailed(answer.trouble or f"{NO_ROOM} {self.name}"))
 
     def _fail_all(self) -> None:
         waiting, self._waiting = self._waiting, {}

@@ -18,6 +18,8 @@ from proxy import ipc, prctl
 from proxy.link import Link
 from proxy.messages.worker import Configure, Sealed
 
+RESERVE = 10  # what one message of a supervisor brings at most
+
 # Makes the worker from its link and what it was given, in a running loop; the work is still to be awaited.
 type Begin = Callable[[Link[Any], Configure, list[int]], Coroutine[Any, Any, None]]
 
@@ -57,7 +59,7 @@ async def _work(
     fds: list[int],
     begin: Begin,
 ) -> None:
-    work = begin(Link(sock, accepted), configure, fds)
+    work = begin(Link(sock, accepted, reserve=RESERVE), configure, fds)
     gc.collect()
     gc.freeze()
     await work

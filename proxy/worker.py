@@ -183,6 +183,10 @@ class Worker:
 
     def _listen(self, message: Listen, fds: list[int]) -> None:
         self._forget(message.bubble)
+        if self._link.is_short:
+            ipc.close_all(fds)
+            self._link.send(Serving(message.bubble, "its worker has no descriptor left; try again"))
+            return
         listeners = [socket.socket(fileno=fd) for fd in fds]
         names = BubbleNames(message.bubble, self._asking.address_of, self._asking.name_of)
         self._bubbles[message.bubble] = Captured(
@@ -196,7 +200,7 @@ class Worker:
             self._has_room,
             self._datagrams,
         )
-        self._link.send(Serving(message.bubble))
+        self._link.send(Serving(message.bubble, ""))
 
     def _forget(self, bubble: str) -> None:
         captured = self._bubbles.pop(bubble, None)

@@ -23,7 +23,7 @@ from proxy.crew import Worker
 from proxy.demo.site import make_site
 from proxy.flow import Verdict
 from proxy.link import Link
-from proxy.messages.worker import FROM_WORKER, FromWorker, Lease, Report, WantSegment
+from proxy.messages.worker import FROM_WORKER, FromWorker, Lease, Listen, Report, Serving, WantSegment
 from proxy.posts import Bubble, CrewError, Post
 from proxy.segments import Segments
 from proxy.site import load_site, setup_of
@@ -447,3 +447,28 @@ def test_a_user_has_a_few_doors_opened_at_a_time_however_many_bubbles_ask(
     answers = asyncio.run(main())
     assert all(isinstance(answer, CrewError) for answer in answers)
     assert most == posts.DOORS_AT_ONCE
+
+
+def test_why_a_worker_does_not_serve_a_bubble_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def door(_: Bubble, *, datagrams: bool) -> list[int]:
+        return [os.dup(0) for _ in range(6)]
+
+    async def main() -> None:
+        bubble = Bubble("1000-1", "corporate", "alice", 1000, 1, "structural", ())
+        nothing: Any = None  # the worker is never started
+        post = Post("corporate", "alice", 1000, (), {bubble.id: bubble})
+        worker = Worker(post, nothing, nothing, nothing, lambda _: None, structural=True, number="1")
+        worker._link = Link[FromWorker](here, FROM_WORKER)
+        process = Link[Listen](there, [Listen])
+        hearing = asyncio.create_task(worker.hear())
+        asking = asyncio.create_task(worker.serve(bubble))
+        ipc.close_all((await process.receive())[1])
+        process.send(Serving(bubble.id, "it has no room"))
+        with pytest.raises(CrewError, match="it has no room"):
+            await asking
+        process.close()
+        await hearing
+
+    here, there = ipc.pair()
+    monkeypatch.setattr(crew, "open_ears", door)
+    run(main)

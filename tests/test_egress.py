@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from corporate_end import destination, echo
+from descriptors import none_left
 from leased import SECOND_NS, Clock, leased, setup, trusting_nobody, unconnected
 from loopback import LOOPS, Run, Site, runner, turns
 
@@ -269,6 +270,36 @@ def test_a_holder_that_cannot_be_heard_is_told_of(run: Run) -> None:
             theirs.send(b"what no holder says")
             with pytest.raises(ipc.LinkBroken, match="not JSON"):
                 await hearing
+
+    run(main())
+
+
+def test_a_flow_without_a_descriptor_for_its_socket_is_refused_and_the_link_goes_on(run: Run) -> None:
+    async def main() -> None:
+        there = MtlsEgress(setup(), trusting_nobody(), Backlog(), Clock())
+        ours, theirs = ipc.pair()
+        holder = Link(theirs, [Dial])
+        there.connect_holder(ours)
+        gateway = socket.socketpair()
+        trouble = ""
+
+        async def serve() -> None:
+            with contextlib.suppress(ipc.LinkBroken):
+                while True:
+                    await holder.receive()
+                    holder.send(Dialled(trouble), [] if trouble else [gateway[0].fileno()])
+
+        tasks = [asyncio.create_task(there.hear_holder()), asyncio.create_task(serve())]
+        with none_left(), pytest.raises(DialFailed, match="no descriptor is left here for a socket of tun"):
+            await there.dial("site.example", 1)
+        trouble = "it is far away"
+        with pytest.raises(DialFailed, match=trouble):
+            await there.dial("site.example", 1)
+        holder.close()
+        there.close()
+        await asyncio.gather(*tasks)
+        for end in gateway:
+            end.close()
 
     run(main())
 

@@ -20,7 +20,15 @@ from proxy.certificates import Issued, make_authority
 from proxy.inspector import TO_INSPECTOR, Inspector
 from proxy.link import Link
 from proxy.messages.inspection import InspectorDoor, Prepare, TakeFrom, TakeOver
-from proxy.messages.worker import FROM_WORKER, TO_WORKER, BubbleGone, Configure, FromWorker
+from proxy.messages.worker import (
+    FROM_WORKER,
+    TO_WORKER,
+    BubbleGone,
+    Configure,
+    FromWorker,
+    Listen,
+    Serving,
+)
 from proxy.worker import Worker
 
 POLICY = b"""
@@ -159,6 +167,45 @@ def test_a_flow_of_a_bubble_that_is_known_to_be_gone_ends(tmp_path: Path) -> Non
                 assert await served(other)
             with there.give() as program:  # the same bubble is back
                 assert await served(program)
+
+    run(main())
+
+
+def test_a_flow_that_comes_when_no_descriptor_is_left_ends_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as there:
+            with there.give() as program:
+                await there.has(1)
+                with monkeypatch.context() as shortage, there.give("b2") as other:
+                    shortage.setattr(Link, "is_short", True)
+                    assert await ended(other)
+                with there.give("b2") as other:
+                    assert await served(other)
+                assert await served(program)
+
+    run(main())
+
+
+def test_a_bubble_that_comes_when_no_descriptor_is_left_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        ours, theirs = ipc.pair()
+        heard: Sequence[type[Any]] = TO_WORKER
+        worker = Worker(Link(theirs, heard), CONFIGURE, given(tmp_path))
+        working = asyncio.create_task(worker.work())
+        supervisor = Link(ours, FROM_WORKER)
+        monkeypatch.setattr(Link, "is_short", True)
+        supervisor.send(Listen("b1", "structural"), [ours.fileno()] * 6)
+        assert await supervisor.receive() == (
+            Serving("b1", "its worker has no descriptor left; try again"),
+            [],
+        )
+        assert not worker._bubbles
+        supervisor.close()
+        await working
 
     run(main())
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 import pytest
-from descriptors import open_descriptors
+from descriptors import none_left, open_descriptors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -215,6 +215,30 @@ def test_a_wrong_number_of_descriptors_is_neither_sent_nor_taken(
         ipc.receive(ends[1], [Dial, Serve, Hold, Dialled])
     assert open_descriptors() == before
     os.close(null)
+
+
+@pytest.mark.parametrize(
+    ("message", "count", "heard"),
+    [
+        (Dialled("x"), 2, True),
+        (Serve(), 1, False),
+        (Hold(SETUP, 1, 1, 0), 3, False),
+        (Dial(1), 1, False),
+    ],
+)
+def test_without_room_for_descriptors_a_message_that_may_come_alone_does(
+    ends: tuple[socket.socket, socket.socket], message: object, count: int, heard: bool
+) -> None:
+    before = open_descriptors()
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [ends[0].fileno()] * count))]
+    ends[0].sendmsg([ipc.encode(message)], rights)
+    with none_left():
+        if heard:
+            assert ipc.receive(ends[1], [Dialled]) == (message, [])
+        else:
+            with pytest.raises(ipc.LinkBroken, match="no descriptor is left"):
+                ipc.receive(ends[1], [Dial, Serve, Hold, Dialled])
+    assert open_descriptors() == before
 
 
 def test_nonsense_with_descriptors_leaks_none(ends: tuple[socket.socket, socket.socket]) -> None:

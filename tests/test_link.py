@@ -14,7 +14,7 @@ from loopback import LOOPS, runner
 
 from proxy import ipc, link
 from proxy.link import Link
-from proxy.messages.holding import Dial, Dialled
+from proxy.messages.holding import Dial, Dialled, Serve
 
 type Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -93,6 +93,48 @@ def test_no_descriptors_left_cuts_off_the_slow_reader_and_raises_nothing(run: Ru
         assert one.closed
         os.close(null)
         other.close()
+
+    before = open_descriptors()
+    run(main())
+    assert open_descriptors() == before
+
+
+def test_a_reserve_of_descriptors_is_for_what_comes_when_no_other_is_left(run: Run) -> None:
+    """Once: until it could be filled again the link says that it is short."""
+
+    async def main() -> None:
+        one, theirs = ipc.pair()
+        sender, link = Link(one, [Dialled]), Link(theirs, [Serve], reserve=1)
+        null = os.open("/dev/null", os.O_RDONLY)
+        sender.send(Serve(), [null])
+        with none_left():
+            _, fds = await link.receive()
+            assert len(fds) == 1 and link.is_short
+            sender.send(Serve(), [null])
+            with pytest.raises(ipc.LinkBroken, match="no descriptor is left"):
+                await link.receive()
+        ipc.close_all([*fds, null])
+        sender.close()
+
+    before = open_descriptors()
+    run(main())
+    assert open_descriptors() == before
+
+
+def test_a_reserve_that_was_given_back_is_there_again(run: Run) -> None:
+    async def main() -> None:
+        one, theirs = ipc.pair()
+        sender, link = Link(one, [Dialled]), Link(theirs, [Serve], reserve=1)
+        null = os.open("/dev/null", os.O_RDONLY)
+        with none_left():
+            for _ in range(5):
+                sender.send(Serve(), [null])
+                _, fds = await link.receive()
+                ipc.close_all(fds)
+                assert not link.is_short
+        sender.close()
+        link.close()
+        os.close(null)
 
     before = open_descriptors()
     run(main())

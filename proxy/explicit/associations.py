@@ -187,7 +187,7 @@ class Associations:
         elif fds:
             waiter.set_result((socket.socket(fileno=fds[0]), ip_address(answer.address), answer.port))
         else:
-            waiter.set_exception(NoAssociation(answer.trouble or "there is none to be had"))
+            waiter.set_exception(NoAssociation(answer.trouble or "no descriptor is left for it"))
 
     def _fail_all(self) -> None:
         waiting, self._waiting = self._waiting, {}

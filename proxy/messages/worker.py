@@ -220,9 +220,10 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A bubble's ears are served."""
+    """A bubble's ears are served, or why they are not."""
 
     bubble: str
+    trouble: str
 
 
 @dataclass(frozen=True, slots=True)
