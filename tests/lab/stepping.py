@@ -117,16 +117,23 @@ def number_starts(module: str, steps: Sequence[int], code: Callable[[int], str])
     sandbox.python_command = numbered
 
 
-# What the product waits after a process of its own has ended: module, name, and seconds here.
+# What the product waits after a process of its own has ended: module, name, and seconds here. And how long it
+# waits for one that starts: who stands at a step is not to be taken for one that hangs.
 _PAUSES = {
-    "up": (("manning", "WORKER_PAUSE_MOST_S", 0.1), ("inspectors", "PAUSE_S", 0.1)),
+    "up": (
+        ("manning", "WORKER_PAUSE_MOST_S", 0.1),
+        ("inspectors", "PAUSE_S", 0.1),
+        ("crew", "READY_LIMIT_S", 600.0),
+        ("inspectors", "SILENCE_LIMIT_S", 600.0),
+        ("doors", "DOOR_LIMIT_S", 600.0),
+    ),
     "run": (("run", "DENIED_PAUSE_S", 0.2),),
     "wireguard": (("wireguard", "STAY_S", 0.2),),
 }
 
 
 def hurry(command: str) -> None:
-    """Shorten the pauses of this process: here its processes end by the dozen."""
+    """Shorten the pauses of this process, whose processes end by the dozen, and lengthen its limits."""
     for module, name, pause_s in _PAUSES.get(command, ()):
         imported = importlib.import_module(f"proxy.{module}")
         assert hasattr(imported, name), f"proxy.{module} has no {name} any more"

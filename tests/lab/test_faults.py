@@ -19,6 +19,11 @@ from lab.gate import Gate, python
 NAME = "intranet.corp.example"
 FLOOD = 10_000
 RSS_MIB = 150.0
+# Lets go of the flood at a word, and asks for a page at each that follows.
+FLOOD_AND_ASK = f"""
+(read go) | "$@"
+echo closed
+while read limit; do curl -4 -sS -m $limit -o /dev/null -w 'status %{{http_code}}\\n' http://{NAME}/; done"""
 RECORDS_A_PAGE = 8  # and more: a flow has two, of about 500 bytes
 
 
@@ -63,13 +68,24 @@ def test_a_full_disk(new_gate: NewGate, control: bool) -> None:
 
 
 @AS_ROOT
-def test_no_descriptors_left(new_gate: NewGate) -> None:
-    """L7: a worker without descriptors serves who is there, crashes not, and serves others when they go."""
-    gate = new_gate(descriptors=256).attested()
+@pytest.mark.parametrize("control", [True, False], ids=["control", ""])
+def test_no_descriptors_left(new_gate: NewGate, control: bool) -> None:
+    """L7: a worker without descriptors crashes not, and serves who took them, and others, when they go."""
+    gate = new_gate(*(["room"] if control else []), descriptors=256).attested()
     worker = gate.child("worker")
-    flood = gate.bubble(*python("flood", NAME, "80", "600"))
+    flood = gate.bubble("sh", "-c", FLOOD_AND_ASK, "sh", *python("flood", NAME, "80", "600"))
     flood.says("opened")
-    flood.end()
+    flood.tell("go")
+    flood.says("closed")
+
+    def status(limit_s: int) -> str:
+        flood.tell(str(limit_s))
+        return flood.says("status")
+
+    if control:
+        assert {status(1) for _ in range(5)} == {"status 000"}, "a control must be red"
+        return
+    kernel.until("who took them is served", lambda: status(60) == "status 200")
     kernel.until("others are served", lambda: served(gate))
     assert gate.child("worker") == worker and gate.process is not None and gate.process.poll() is None
 
@@ -92,14 +108,22 @@ def test_ten_thousand_connections_opened_and_left(
 # -- junk --------------------------------------------------------------------------------------------
 
 
-def test_junk_on_the_admin_socket(new_gate: NewGate) -> None:
-    """Whoever may connect can send anything: the link is closed, the daemon goes on."""
-    gate = new_gate().attested()
+@WITH_A_CONTROL
+def test_junk_on_the_admin_socket(new_gate: NewGate, control: bool) -> None:
+    """Whoever may connect can send anything: the link is closed, the daemon goes on.
+
+    A daemon that makes sense of everything takes one of them for an order to stop.
+    """
+    gate = new_gate(*(["messages"] if control else [])).attested()
     pieces = [b"\0", b"{}", b'{"is":"Stop"}', b"[" * 50_000, b'{"is":"Ask","what":1,"parameters":2}',
               os.urandom(4096), b'{"is":"Enter","zone":"corporate","again":"","cooperative":false}',
               b'{"is":"Enter","zone":"x","again":"","cooperative":false,"pid":1}']  # fmt: skip
     program = python("junk", "unix", str(gate.socket))
     done = kernel.run(gate.host.place, program, stdin=b"\n".join(piece.hex().encode() for piece in pieces))
+    if control:
+        assert gate.process is not None
+        assert gate.process.wait(kernel.LIMIT_S) == 0, "a control must be red"
+        return
     assert done.out.split().count("closed") == len(pieces), done
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
         silent.connect(str(gate.socket))
@@ -107,11 +131,15 @@ def test_junk_on_the_admin_socket(new_gate: NewGate) -> None:
 
 
 @AS_ROOT
-def test_junk_in_a_zone(new_gate: NewGate) -> None:
+@pytest.mark.parametrize("control", ["junk-questions", "junk-streams", ""])
+def test_junk_in_a_zone(new_gate: NewGate, control: str) -> None:
     """Junk to the resolver and to ports of every protocol harms neither worker nor others."""
-    gate = new_gate().attested()
+    gate = new_gate(*([control] if control else [])).attested()
     worker = gate.child("worker")
     done = gate.python("junk", "zone", NAME)
+    if control:
+        kernel.until("a control is red", lambda: "the worker of zone corporate ended" in gate.said())
+        return
     assert "done" in done.out, done
     assert served(gate) and gate.child("worker") == worker
     assert "ended" not in gate.said()

@@ -245,6 +245,33 @@ t.parse_head = lambda head: parse_head(head, 1 << 30)
 }
 # An inspector that has grown too large after some dozens of hostile connections, not after a thousand.
 _LITTLE_MEMORY = "import proxy.inspector as i; i.RESIDENT_BYTES = 128 << 20"
+# Junk that is not taken for what it is: it ends the process that reads it.
+_JUNK_QUESTIONS = """
+import os, proxy.names as n
+_understand, FORMERR = n.understand, 1
+def understand(packet):
+    reply = _understand(packet)
+    if isinstance(reply, bytes) and reply[3] & 15 == FORMERR: os._exit(7)
+    return reply
+n.understand = understand
+"""
+_JUNK_STREAMS = """
+import os, proxy.first_bytes as f
+_recognise_junk = f.recognise
+def recognise(data):
+    seen = _recognise_junk(data)
+    if seen and seen.malformed: os._exit(7)
+    return seen
+f.recognise = recognise
+"""
+# A message that lacks a field is filled in, and what it has too much is passed over.
+_ANY_MESSAGE = """
+import proxy.ipc as i
+def built(place, kind, fields):
+    blank = {bool: False, str: "", int: 0, float: 0.0}
+    return kind(**{name: fields.get(name, blank.get(hint, ())) for name, hint in i._hints(kind).items()})
+i._built = built
+"""
 # A sandbox that waits where only its own bubblewrap can let it begin.
 _HELD_SETUP = """
 import proxy.sandbox as s
@@ -319,6 +346,13 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
         "    slot = self._slots.get(a.offset_of(address))\n"
         "    return slot and slot.name\n"
         "a.Allocator.name_of = name_of",
+    },
+    "messages": {"cli": _ANY_MESSAGE},
+    "junk-questions": {"worker": _JUNK_QUESTIONS},
+    "junk-streams": {"worker": _JUNK_STREAMS},
+    "room": {
+        "worker": "import proxy.captured as c\n"
+        "c.Captured._has_room, c.Captured._resume = lambda self: True, lambda *a: None",
     },
     "unbegun": {"cli": "import proxy.remains as r\nr.end_unbegun = lambda: 0"},
     "names-kept": {
