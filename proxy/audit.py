@@ -17,6 +17,8 @@ from typing import Any
 from proxy.flow import Because, IPAddress, Origin, Protocol, Verdict
 from proxy.lines import LineFile
 
+# ASCII alone: nothing that some reader takes for the end of a line (U+2028), or a terminal for a command.
+_json = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 _MAX_TEXT = 1024  # characters of one field: names may be junk, and a record is one write
 
 
@@ -112,9 +114,7 @@ def encode(record: Record) -> bytes:
                 "sequence": record.sequence,
                 "previous": record.previous,
             }
-    # ASCII alone: nothing that some reader takes for the end of a line (U+2028), or a terminal for a command.
-    text = json.dumps(shown, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.encode("ascii") + b"\n"
+    return _json.encode(shown).encode("ascii") + b"\n"
 
 
 def decode(line: bytes) -> Record:

@@ -127,7 +127,6 @@ class Captured:
     async def _serve(self, sock: socket.socket) -> None:
         try:
             address, port = _original_destination(sock)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except (OSError, ValueError):
             _reset(sock)
             return

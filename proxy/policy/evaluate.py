@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 
 from proxy.addresses import IPNetwork
@@ -34,6 +34,7 @@ from proxy.policy.model import REQUEST_ATTRIBUTES, App, Match, Model, Posture, Q
 from proxy.policy.residual import builtin, judge_partly
 from proxy.policy.windows import next_edge
 
+_NOTHING_CHANGES_FOR = timedelta(days=1)
 _OF_HTTP = frozenset({"method", "path", "content_type"})
 
 
@@ -60,6 +61,7 @@ class Policy:
         direct = [rule.match.zone for rule in self._tables.rules if rule.verdict is Verdict.DIRECT]
         self._duties = Duties(model.destinations)
         self._has_duties = bool(self._duties)
+        self._edge: tuple[datetime, datetime, datetime | None] | None = None  # from, until, and the answer
         self._direct_zones = {zone for zones in direct for zone in (zones or model.zones)}
 
     def parts(self) -> list[object]:
@@ -172,10 +174,16 @@ class Policy:
         return furthest(refused)
 
     def next_edge(self, at: datetime) -> datetime | None:
-        """The next instant at which a window opens or closes or a rule expires; None if never."""
-        model = self.model
-        expiries = [r.expires for r in model.rules if r.expires and r.verdict is not Verdict.BLOCK]
-        return next_edge(model.windows, expiries, model.timezone, at)
+        """The next instant at which a window opens or closes or a rule expires; None if never.
+
+        Remembered, since every flow asks: it is the same for each instant before it.
+        """
+        if self._edge is None or not self._edge[0] <= at < self._edge[1]:
+            model = self.model
+            expiries = [r.expires for r in model.rules if r.expires and r.verdict is not Verdict.BLOCK]
+            edge = next_edge(model.windows, expiries, model.timezone, at)
+            self._edge = at, edge or at + _NOTHING_CHANGES_FOR, edge
+        return self._edge[2]
 
     def may_be_unstable(self) -> bool:
         """Whether the rules' shape leaves room for a route that changes within a connection."""

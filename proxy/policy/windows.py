@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from proxy.policy.model import Window
 from proxy.policy.values import DAY
 
-_HORIZON_DAYS = 9
+_HORIZON_DAYS = 16  # where summer time skips the hour of a window, that week has none
 
 
 def local_minute(at: datetime, timezone: ZoneInfo) -> tuple[int, date]:

@@ -7,6 +7,7 @@ from random import Random
 from zoneinfo import ZoneInfo
 
 import pytest
+import random_policies as random
 
 from proxy.policy.model import Window
 from proxy.policy.source import Where
@@ -77,9 +78,37 @@ def test_the_next_edge_is_the_first_minute_at_which_anything_changes(zone: str, 
     assert next_edge(windows, last_days, timezone, at) == wanted
 
 
+def test_an_edge_behind_a_week_whose_hour_is_skipped_is_found() -> None:
+    at = datetime(2026, 3, 22, 12, tzinfo=UTC)
+    assert next_edge([window("sun 02:00-03:00")], [], BERLIN, at) == datetime(2026, 4, 5, tzinfo=UTC)
+
+
 def test_there_is_no_edge_where_nothing_ever_changes() -> None:
     assert next_edge([window("daily 00:00-24:00")], [], BERLIN, datetime(2026, 1, 1, tzinfo=UTC)) is None
     assert next_edge([], [date(2020, 1, 1)], BERLIN, datetime(2026, 1, 1, tzinfo=UTC)) is None
+
+
+def test_a_policy_says_the_same_edge_whichever_instant_it_was_asked_for_before() -> None:
+    """It remembers its last answer: forward, backward and at the edge itself it is that of a fresh look."""
+    rules = [{"id": "a", "match": {"to": "code"}, "verdict": "tunnel", "expires": "2026-03-29"}]
+    policy = random.load({"policy": 1, "name": "p", "define": random.DEFINE, "rules": rules})
+    model, rng = policy.model, Random("edges")
+    at = datetime(2026, 3, 20, tzinfo=UTC)
+    for _ in range(60):
+        wanted = next_edge(model.windows, [date(2026, 3, 29)], model.timezone, at)
+        assert policy.next_edge(at) == wanted
+        assert wanted is not None
+        steps = [timedelta(minutes=rng.randrange(1, 300)), timedelta(minutes=-rng.randrange(1, 3000))]
+        at = rng.choice([wanted, wanted - timedelta(minutes=1), *(at + step for step in steps)])
+
+
+def test_that_nothing_ever_changes_is_looked_at_again_after_a_day() -> None:
+    always = {**random.DEFINE, "windows": {"office": "daily 00:00-24:00"}}
+    rules = [{"id": "a", "match": {"to": "code"}, "verdict": "tunnel", "expires": "2026-01-01"}]
+    policy = random.load({"policy": 1, "name": "p", "define": always, "rules": rules})
+    at = datetime(2026, 3, 20, tzinfo=UTC)
+    assert [policy.next_edge(at + timedelta(hours=hours)) for hours in (0, 1, 25)] == [None] * 3
+    assert policy.next_edge(datetime(2025, 12, 1, tzinfo=UTC)) is not None
 
 
 def test_a_time_without_a_zone_is_refused() -> None:
