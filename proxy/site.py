@@ -39,6 +39,8 @@ from proxy.policy.reading import did_you_mean
 from proxy.wireguard_config import WireguardTunnel, parse_key
 
 MAX_FILE_BYTES = 4 << 20
+_CURE = "name one that is there and that this user may read"
+_PAIR = "take certificate and key that were made together"
 
 
 class SiteError(Exception):
@@ -274,9 +276,12 @@ def client_problems(tunnel: Tunnel, files: TunnelFiles, now: datetime) -> list[s
     try:
         key = load_pem_private_key(files.key.reveal(), None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        return [*problems, f"{tunnel.key}: the key {what} is no private key in PEM without a password"]
+        return [
+            *problems,
+            f"{tunnel.key}: the key {what} is no private key in PEM without a password; {_PAIR}",
+        ]
     if key.public_key() != certificate.public_key():
-        problems.append(f"{tunnel.key}: the key {what} is not the key of {tunnel.certificate}")
+        problems.append(f"{tunnel.key}: the key {what} is not the key of {tunnel.certificate}; {_PAIR}")
     return problems
 
 
@@ -330,9 +335,9 @@ def _tls_problems(listener: Listener, files: ListenerFiles, what: str) -> list[s
     try:
         key = load_pem_private_key(files.key.reveal(), None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        return [f"{listener.key}: the key of {what} is no private key in PEM without a password"]
+        return [f"{listener.key}: the key of {what} is no private key in PEM without a password; {_PAIR}"]
     if key.public_key() != found[0].public_key():
-        return [f"{listener.key}: the key of {what} is not the key of {listener.certificate}"]
+        return [f"{listener.key}: the key of {what} is not the key of {listener.certificate}; {_PAIR}"]
     return []
 
 
@@ -373,14 +378,14 @@ def _read(path: Path, what: str, *, secret: bool = False) -> bytes:
         with os.fdopen(fd, "rb") as file:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
-                raise SiteError(f"{path}: the {what} is not a regular file")
+                raise SiteError(f"{path}: the {what} is not a regular file; {_CURE}")
             if secret and found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise SiteError(f"{path} can be read by others; make it yours alone: chmod 600 {path}")
             if secret and found.st_uid not in (0, os.geteuid()):
                 raise SiteError(f"{path} belongs to another user; make it yours: chown $USER {path}")
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise SiteError(f"{path}: the {what} cannot be read: {error.strerror}") from error
+        raise SiteError(f"{path}: the {what} cannot be read: {error.strerror}; {_CURE}") from error
     if len(content) > MAX_FILE_BYTES:
-        raise SiteError(f"{path}: the {what} is longer than {MAX_FILE_BYTES >> 20} MiB")
+        raise SiteError(f"{path}: the {what} is longer than {MAX_FILE_BYTES >> 20} MiB; {_CURE}")
     return content

@@ -7,9 +7,10 @@ programs as the daemon's user.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from proxy.policy.reading import did_you_mean
 from proxy.wireguard_config import parse_endpoint, parse_inside, parse_interface, parse_key, parse_network
 
 _COMMANDS = ("preup", "postup", "predown", "postdown")
@@ -20,8 +21,11 @@ _DROPPED: Mapping[str, str] = {
     "table": "routes are made in the tunnel's own namespace",
     "saveconfig": "nothing is ever written back",
 }
-_INTERFACE = ("privatekey", "address", "dns", "mtu", *_DROPPED)
-_PEER = ("publickey", "presharedkey", "allowedips", "endpoint", "persistentkeepalive")
+_SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "[Interface]": ("PrivateKey", "Address", "DNS", "MTU", "ListenPort", "FwMark", "Table", "SaveConfig"),
+    "[Peer]": ("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive"),
+}
+_NEEDED = ("PrivateKey", "Address", "PublicKey", "Endpoint")
 
 
 class NotImported(ValueError):
@@ -74,7 +78,26 @@ def read(text: str, filename: str) -> Imported:
 
 def _number(text: str) -> None:
     if text != "off" and not (text.isascii() and text.isdecimal() and len(text) <= 5):
-        raise ValueError(f'"{text[:40]}" is no number')
+        raise ValueError(f'"{text[:40]}" is no number; write one such as 25 or 1420')
+
+
+def _key(text: str) -> None:
+    try:
+        parse_key(text)
+    except ValueError:  # which would show the key
+        raise ValueError("is no WireGuard key; write what `wg genkey` or `wg genpsk` prints") from None
+
+
+_CHECKS: Mapping[str, Callable[[str], object]] = {
+    "PrivateKey": _key,
+    "PresharedKey": _key,
+    "PublicKey": parse_key,
+    "Endpoint": parse_endpoint,
+    "MTU": _number,
+    "PersistentKeepalive": _number,
+    "Address": parse_interface,
+    "AllowedIPs": parse_network,
+}
 
 
 class _Reading:
@@ -85,6 +108,7 @@ class _Reading:
         self._values: dict[str, list[str]] = {}
         self._notes: list[str] = []
         self._problems: list[str] = []
+        self._whole = True
 
     def _problem(self, number: int, words: str) -> None:
         self._problems.append(f"{self._filename}:{number}: {words}")
@@ -93,64 +117,66 @@ class _Reading:
         if not line:
             return
         if line.startswith("["):
-            self._section = line.lower()
-            self._peers += self._section == "[peer]"
-            if self._section not in ("[interface]", "[peer]"):
-                self._problem(number, f'"{line[:40]}" is no section; there are [Interface] and [Peer]')
-            elif self._peers > 1:
-                self._problem(number, "there are several peers; a tunnel leads to one: make a file for each")
+            self._begin(number, line)
             return
-        key, equals, value = (part.strip() for part in line.partition("="))
-        known = {"[interface]": _INTERFACE, "[peer]": _PEER}.get(self._section, ())
-        if key.lower() in _COMMANDS:
-            self._problem(number, f"{key} is a command, and none is run from a file; remove the line")
-        elif not equals or key.lower() not in known:
-            self._problem(
-                number, f'"{key[:40]}" has no place in {self._section or "a file before its sections"}'
-            )
+        if self._section not in _SECTIONS:
+            if self._whole:
+                self._whole = False  # what follows from it is not said as well
+                self._problem(number, f'"{line[:40]}" stands before any section; write [Interface] above it')
+            return
+        said, equals, value = (part.strip() for part in line.partition("="))
+        known = {key.lower(): key for key in _SECTIONS[self._section]}
+        key = known.get(said.lower(), "")
+        if said.lower() in _COMMANDS:
+            self._problem(number, f"{said} is a command, and none is run from a file; remove the line")
+        elif not equals or not key:
+            cure = did_you_mean(said.lower(), known) if equals else "; write KEY = VALUE"
+            words = f'"{said[:40]}" has no place in {self._section}{cure or "; remove the line"}'
+            self._problem(number, words)
         elif key.lower() in _DROPPED:
             self._notes.append(f"{key} is left out: {_DROPPED[key.lower()]}")
         else:
-            found = self._values.setdefault(key.lower(), [])
-            found += [one.strip() for one in value.split(",") if one.strip()]
+            self._take(number, key, [one.strip() for one in value.split(",") if one.strip()])
+
+    def _begin(self, number: int, line: str) -> None:
+        named = {section.lower(): section for section in _SECTIONS}
+        self._section = named.get(line.lower(), line)
+        self._peers += self._section == "[Peer]"
+        if self._section not in _SECTIONS:
+            self._whole = False
+            self._problem(number, f'"{line[:40]}" is no section; there are [Interface] and [Peer]')
+        elif self._peers > 1:
+            self._problem(number, "there are several peers; a tunnel leads to one: make a file for each")
+
+    def _take(self, number: int, key: str, texts: Sequence[str]) -> None:
+        found = self._values.setdefault(key, [])
+        for text in texts:
+            try:
+                _CHECKS.get(key, str)(text)
+            except ValueError as error:
+                self._problem(number, f"{key} {error}")
+            if key != "DNS" or self._is_resolver(text):
+                found.append(text)
 
     def finish(self) -> Imported:
         values = self._values
-        for key in ("privatekey", "address", "publickey", "endpoint"):
-            if key not in values:
+        for key in _NEEDED if self._whole else ():
+            if not values.get(key):
                 self._problems.append(f"{self._filename}: there is no {key}; a tunnel needs one")
-        checks: Mapping[str, Callable[[str], object]] = {
-            "privatekey": parse_key,
-            "presharedkey": parse_key,
-            "publickey": parse_key,
-            "endpoint": parse_endpoint,
-            "mtu": _number,
-            "persistentkeepalive": _number,
-            "address": parse_interface,
-            "allowedips": parse_network,
-        }
-        for key, parse in checks.items():
-            for text in values.get(key, ()):
-                try:
-                    parse(text)
-                except ValueError as error:
-                    words = "is no WireGuard key" if key in ("privatekey", "presharedkey") else str(error)
-                    self._problems.append(f"{self._filename}: {key} {words}")
-        resolvers = [text for text in values.get("dns", ()) if self._is_resolver(text)]
         if self._problems:
             raise NotImported("\n".join(self._problems))
-        allowed = tuple(values.get("allowedips", ()))
+        allowed = tuple(values.get("AllowedIPs", ()))
         everything = {"0.0.0.0/0", "::/0"} <= set(allowed)
         return Imported(
-            private_key=values["privatekey"][0],
-            preshared_key=values.get("presharedkey", [""])[0],
-            peer=values["publickey"][0],
-            endpoint=values["endpoint"][0],
-            addresses=tuple(values["address"]),
+            private_key=values["PrivateKey"][0],
+            preshared_key=values.get("PresharedKey", [""])[0],
+            peer=values["PublicKey"][0],
+            endpoint=values["Endpoint"][0],
+            addresses=tuple(values["Address"]),
             allowed=() if everything else allowed,
-            dns=tuple(resolvers),
-            mtu=values.get("mtu", [""])[0],
-            keepalive=values.get("persistentkeepalive", [""])[0].replace("off", "0"),
+            dns=tuple(values.get("DNS", ())),
+            mtu=values.get("MTU", [""])[0],
+            keepalive=values.get("PersistentKeepalive", [""])[0].replace("off", "0"),
             notes=tuple(self._notes),
         )
 

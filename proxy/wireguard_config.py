@@ -140,7 +140,9 @@ def parse_endpoint(text: str) -> tuple[str | IPAddress, int]:
     """`host:port`, the host a name or an address (IPv6 in brackets)."""
     found = _ENDPOINT.fullmatch(text)
     if not found or not 0 < int(found[3]) < 65_536:
-        raise ValueError(f'"{text[:80]}" needs a host and a port, such as vpn.corp.example:51820')
+        raise ValueError(
+            f'"{text[:80]}" needs a host and a port; write host:port, such as vpn.corp.example:51820'
+        )
     return parse_host(found[1] if found[1] is not None else found[2]), int(found[3])
 
 

@@ -108,11 +108,17 @@ def test_the_version_is_said() -> None:
     assert re.fullmatch(r"zonegate, version \d+\.\d+\.\d+\n", call("--version").output)
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["status", "--nonsense"], ["explain"], ["up", "more"]])
-def test_what_is_no_command_is_a_fault_of_usage(arguments: list[str]) -> None:
-    found = call(*arguments)
-    assert found.exit_code == 2
-    assert "Usage:" in found.stderr and found.stdout == ""
+MISTYPED = (
+    "nonsense", "status --nonsense", "status --jsn", "explain", "up more", "completion", "gateway -c /",
+    "check", "tunnel nonsense", "tunnel down", "lock --zone",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", MISTYPED)
+def test_what_is_mistyped_is_one_line_with_its_cure(typed: str) -> None:
+    found = call(*typed.split())
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert re.fullmatch(r"zonegate: [^A-Z\n][^\n]*; [^\n]+\n", found.stderr), found.stderr
 
 
 # -- one line for each thing that is wrong -----------------------------------------------------------

@@ -71,10 +71,12 @@ WRONG = [
         for word in ("PreUp", "PostUp", "PreDown", "PostDown", "postup")
     ),
     Wrong("two peers", "Endpoint", "[Peer]\nEndpoint", "there are several peers"),
-    Wrong("no peer", f"PublicKey = {PEER}", "", "there is no publickey"),
-    Wrong("a key that is none", KEY, "secret", "privatekey is no WireGuard key"),
-    Wrong("an unknown key", "MTU = 1380", "Jc = 4", '"Jc" has no place in [interface]'),
+    Wrong("no peer", f"PublicKey = {PEER}", "", "there is no PublicKey"),
+    Wrong("a key that is none", KEY, "secret", "wg0.conf:3: PrivateKey is no WireGuard key"),
+    Wrong("an unknown key", "MTU = 1380", "Jc = 4", 'wg0.conf:6: "Jc" has no place in [Interface]; remove'),
     Wrong("an unknown section", "[Peer]", "[Friend]", "is no section"),
+    Wrong("a key misspelt", "MTU", "Adress", 'did you mean "address"?'),
+    Wrong("no value", "MTU = 1380", "MTU", '"MTU" has no place in [Interface]; write KEY = VALUE'),
     Wrong("an endpoint without a port", ":51820   #", " #", "needs a host and a port"),
     Wrong("an MTU that is none", "1380", "{a: b}", "is no number"),
     Wrong("an address of loopback", "10.8.0.2/32", "127.0.0.1/8", "no tunnel leads to"),
@@ -88,6 +90,14 @@ def test_what_is_refused(wrong: Wrong) -> None:
         read(GOOD.replace(wrong.old, wrong.new, 1), "wg0.conf")
     assert wrong.words in str(caught.value)
     assert "secret" not in str(caught.value)
+    assert all("; " in line or "did you mean" in line for line in str(caught.value).splitlines()), "a cure"
+
+
+@pytest.mark.parametrize(("old", "new"), [("[Peer]", "[Friend]"), ("[Interface]", "")])
+def test_what_follows_from_a_section_that_is_none_is_not_said(old: str, new: str) -> None:
+    with pytest.raises(NotImported) as caught:
+        read(GOOD.replace(old, new, 1), "wg0.conf")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_command_writes_keys_for_their_owner_alone(tmp_path: Path) -> None:

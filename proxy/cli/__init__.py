@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import IO, Any
 
 import click
+from click.exceptions import NoArgsIsHelpError
 from click.shell_completion import CompletionItem
 
 # command -> (module, one line for the list of commands). The function in the module is `command`.
@@ -47,8 +50,19 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 }
 
 
+INTERRUPTED = 130  # as shells say it of SIGINT
+
+
 class _Lazy(click.Group):
     """A group that imports a command's module when it is run, and not to list it."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _in_one_line():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _in_one_line():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -82,6 +96,35 @@ class _Lazy(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+class _Mistyped(click.ClickException):
+    """What was typed wrongly, told as everything is."""
+
+    exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"zonegate: {self.message}", file, err=True)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        words = (
+            " ".join(error.format_message().split())
+            .removesuffix(".")
+            .replace(". Did you", "; did you")
+            .replace(" Did you", "; did you")
+        )
+        path = error.ctx.command_path if error.ctx else "zonegate"
+        cure = "" if ";" in words else f"; see: {path} --help"
+        raise _Mistyped(f"{words[:1].lower()}{words[1:]}{cure}") from None
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -97,12 +97,17 @@ def _ask_daemon(facts: dict[str, tuple[str, ...]], *, as_json: bool) -> None:
 
 def _destination(to: str) -> dict[str, tuple[str, ...]]:
     """Host, port, protocol and path of a URL or of `host:port`. Raises ValueError."""
-    parts = urlsplit(to if "://" in to else f"//{to}")
+    cure = "write it as in https://git.corp.example/ or git.corp.example:22"
+    try:
+        parts = urlsplit(to if "://" in to else f"//{to}")
+        port = parts.port
+    except ValueError:
+        raise ValueError(f'"{to}" is no URL, and no host and port; {cure}') from None
     if not parts.hostname:
-        raise ValueError(f'"{to}" has no host; write it as in https://git.corp.example/')
+        raise ValueError(f'"{to}" has no host; {cure}')
     found: dict[str, tuple[str, ...]] = {"host": (parts.hostname,)}
-    if parts.port is not None:
-        found["port"] = (str(parts.port),)
+    if port is not None:
+        found["port"] = (str(port),)
     if parts.scheme:
         if parts.scheme not in _SCHEMES:
             raise ValueError(f'"{parts.scheme}" is not known; write http, https or ssh, or --protocol')

@@ -43,6 +43,8 @@ def command(paths: tuple[Path, ...], engine: EngineName, as_json: bool) -> None:
     """
     if engine == "z3" and not has_z3():
         fail("z3 is not installed; install zonegate[prove]")
+    if not paths and not Path("policies").is_dir():
+        fail(files.NOTHING_HERE)
     paths = paths or (Path("policies"),)
     proved = 0
     findings: list[Finding] = []

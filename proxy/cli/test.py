@@ -56,6 +56,8 @@ def command(paths: tuple[Path, ...], mutants: bool, cov_fail_under: float | None
     zonegate test policies/
     """
     tally = _Tally()
+    if not paths and not Path("policies").is_dir():
+        fail(files.NOTHING_HERE)
     found = list(files.find(paths or (Path("policies"),), files.TEST_SUFFIX))
     if not found:
         fail("no policy tests there; name *.test.yaml files or a folder of them")

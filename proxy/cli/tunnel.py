@@ -17,6 +17,7 @@ from proxy.cli.errors import fail, warn
 from proxy.cli.status import tunnel_table
 from proxy.messages.admin import Ask
 
+MOST = 1 << 20  # characters of a wg-quick file
 _NAME = click.argument("name", shell_complete=tunnels)
 _JSON = click.option("--json", "as_json", is_flag=True, help="The answer, for programs.")
 
@@ -162,9 +163,13 @@ def import_file(file: Path, name: str, keys: Path | None, into: Path | None, zon
     if not is_name(name):
         fail(f'"{name}" is no name of a tunnel; say --name, of a-z, 0-9 and -, at most 32')
     try:
-        found = read(file.read_text(), str(file))
-    except (NotImported, OSError, UnicodeDecodeError) as error:
+        with file.open() as opened:
+            found = read(opened.read(MOST), str(file))
+    except NotImported as error:
         fail(str(error))
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        fail(f"{file} cannot be read: {why}; name a wg-quick file")
     if into is not None and not (found.dns or probe):
         fail(f'{file} names no resolver; say what answers behind the peer: --probe "icmp ADDRESS"')
     directory = keys or (into.parent if into is not None else Path())

@@ -35,7 +35,7 @@ from proxy.gateway.dial import Dialer, system_resolver
 from proxy.gateway.log import Log
 from proxy.gateway.revoked import Revocations
 from proxy.gateway.server import Gateway
-from proxy.policy.source import Problem, Problems, Where
+from proxy.policy.source import MAX_BYTES, Problem, Problems, Where
 from proxy.stamps import look
 
 _BACKLOG = 1024
@@ -88,8 +88,9 @@ async def run(file: Path) -> None:
 
 def load(file: Path) -> GatewayConfig:
     """The configuration of a file. Raises Problems, also where the file cannot be read."""
-    with _said_at(FileRef(file, Where(str(file), 1, 1)), "name it with -c, or make one: zonegate init DIR"):
-        text = file.read_bytes()
+    whole = FileRef(file, Where(str(file), 1, 1))
+    with _said_at(whole, "name it with -c, or make one: zonegate init DIR"), file.open("rb") as opened:
+        text = opened.read(MAX_BYTES + 1)
     return read_config(text, file)
 
 

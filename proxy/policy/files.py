@@ -7,16 +7,18 @@ from pathlib import Path
 
 from proxy.policy import Policy, load
 from proxy.policy.examples import Suite, policy_path, read_suite
-from proxy.policy.source import Problem, Problems
+from proxy.policy.source import MAX_BYTES, Problem, Problems
 
 POLICY_SUFFIX, TEST_SUFFIX = ".policy.yaml", ".test.yaml"
+NOTHING_HERE = "there is no folder policies here; name files, or a folder of them"
 NO_POLICY = "no policy there; name *.policy.yaml files or a folder of them"
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file. Raises Problems with the reason where it cannot be read."""
+    """The bytes of a file; of a huge one enough to say so. Raises Problems where it cannot be read."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
     except OSError as error:
         reason = error.strerror or "cannot be read"
         raise Problems([Problem(str(path), 1, 1, f"{reason.lower()}; check the path")]) from None

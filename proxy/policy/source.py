@@ -162,9 +162,7 @@ def _decode(text: bytes, filename: str) -> str:
         return Problems([Problem(filename, line, col, message)])
 
     if len(text) > MAX_BYTES:
-        raise refuse(
-            1, 1, f"the file has {len(text)} bytes; the limit is {MAX_BYTES}, split it or shorten it"
-        )
+        raise refuse(1, 1, f"the file has more than {MAX_BYTES} bytes; split it or shorten it")
     if text.startswith((b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")):
         raise refuse(1, 1, "the file starts with a byte order mark; save it as UTF-8 without one")
     try:

@@ -79,7 +79,9 @@ def parse_domain(text: str) -> str:
     wild = text.startswith("*.")
     base = text[2:] if wild else text
     if "*" in base:
-        raise ValueError(f'"{text}" has a wildcard elsewhere; * may only be the whole first label')
+        raise ValueError(
+            f'"{text}" has a wildcard elsewhere; * may only be the whole first label, and any place is no `to`'
+        )
     name = parse_name(base)
     if wild and name not in _PRIVATE_SUFFIXES and _spans_owners(name):
         raise ValueError(f'"{text}" spans a public suffix and would match unrelated owners; name the owners')

@@ -212,6 +212,27 @@ def test_failures_of_one_cause_are_summed_up(old: Path) -> None:
     assert "1 failed" in told and "more alike" not in told
 
 
+def test_a_file_without_end_is_read_so_far_as_to_be_refused() -> None:
+    told = run("check", "/dev/zero")
+    assert told.exit_code == 1 and "has more than 1048576 bytes; split it" in told.output
+
+
+@pytest.mark.parametrize("place", ["http://[::1", "x:99999", "a b:c", ""])
+def test_a_place_that_is_none_is_told_with_how_to_write_one(old: Path, place: str) -> None:
+    told = run("explain", "--policy", str(old), "--to", place)
+    assert told.exit_code == 2 and told.output.startswith(f'zonegate: "{place}" ')
+    assert "write it as in https://git.corp.example/ or" in told.output
+
+
+@pytest.mark.parametrize("command", ["test", "prove"])
+def test_without_a_folder_of_policies_files_are_asked_for(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = run(command)
+    assert told.exit_code == 2 and "no folder policies here; name files" in told.output
+
+
 def test_a_mistyped_state_is_not_the_name_of_an_attested_tunnel(old: Path) -> None:
     """It would lift the guard of every zone, and the answer would be the opposite of the truth."""
     asked = ("explain", "--policy", str(old), "--to", "https://git.corp.example", "--group", "eng")
