@@ -80,7 +80,7 @@ def parse_domain(text: str) -> str:
     base = text[2:] if wild else text
     if "*" in base:
         raise ValueError(
-            f'"{text}" has a wildcard elsewhere; * may only be the whole first label, and any place is no `to`'
+            f'"{text}" has a wildcard elsewhere; * may only be the whole first label; no `to` is any place'
         )
     name = parse_name(base)
     if wild and name not in _PRIVATE_SUFFIXES and _spans_owners(name):
