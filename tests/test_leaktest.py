@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
+import os
 import re
 import socket
 import struct
+import subprocess
+import sys
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from lab import kernel
 from lab.kernel import REPOSITORY
+from lab.world import USER
 from rich.console import Console
 
-from proxy.cli.leaktest import code_of, show, verdict_of
+from proxy.cli.leaktest import code_of, command, show, verdict_of
 from proxy.leaktest import attempts as table
 from proxy.leaktest.attempts import Attempt, Control, Scope
 from proxy.leaktest.capture import ARP, IPV4, IPV6, Sign, Signs
-from proxy.leaktest.ground import Ground
+from proxy.leaktest.ground import Ground, unix_listeners
 from proxy.leaktest.judge import Judged, Try, Verdict, judge
+from proxy.leaktest.places import LeaktestError
 from proxy.leaktest.probes import PROBES, client_hello, heard, question
 from proxy.leaktest.trial import Found
 
@@ -275,3 +286,73 @@ def test_signs_of_other_kinds_do_not_meet() -> None:
 def test_controls_are_where_a_way_out_is() -> None:
     assert {one.control for one in TABLE if one.probe in ("unix", "inherited")} == {Control.HOST}
     assert {one.control for one in TABLE if one.probe in ("packet", "group", "ping")} == {Control.OPEN}
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(13, "Permission denied"), "broke off, and nothing was shown (PermissionError"),
+        (ValueError("two\nlines"), "(ValueError: two lines)"),
+        (LeaktestError("with a cure"), "zonegate: with a cure"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_whatever_goes_wrong_is_no_leak(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, words: str
+) -> None:
+    """One line and exit code 2, for 1 says that something left the zone."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("proxy.cli.leaktest.test", fails)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    done = CliRunner().invoke(command, [])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_an_output_that_nobody_takes_is_no_leak() -> None:
+    """A full disk, a pipe that is closed: exit code 2."""
+    fails = """
+import sys
+import proxy.cli.leaktest as c
+c.test = lambda *_: c.Found("corporate")
+sys.argv = ["zonegate", "leaktest", *sys.argv[1:]]
+from proxy.cli import main
+main()
+"""
+    for options in ([], ["--json"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-P", "-c", fails, *options],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done
+
+
+def test_sockets_in_a_directory_of_somebody_else() -> None:
+    """What this user may not look into is passed over; the user's own sockets are found."""
+
+    def ask() -> bytes:
+        return json.dumps(unix_listeners()).encode()
+
+    with tempfile.TemporaryDirectory() as base, contextlib.ExitStack() as undo:
+        Path(base).chmod(0o755)
+        paths = [Path(base, name, "listening") for name in ("closed", "open")]
+        for path in paths:
+            path.parent.mkdir(mode=0o755)
+            sock = undo.enter_context(socket.socket(socket.AF_UNIX))
+            sock.bind(str(path))
+            sock.listen()
+        assert {*map(str, paths)} <= {*unix_listeners()}, "the control: both are there"
+        undo.callback(paths[0].parent.chmod, 0o700)
+        paths[0].parent.chmod(0)
+        said = ask() if os.getuid() else kernel.as_user(USER, ask)
+        assert {*map(str, paths)} & {*json.loads(said)} == {str(paths[1])}

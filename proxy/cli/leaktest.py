@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -67,13 +68,25 @@ def command(
     try:
         request = Request(zone, sockets, disturb, network, named, rows)
         found = test(request, lambda words: None if as_json else progress.print(f"… {words}", style="dim"))
+        if as_json:
+            click.echo(json.dumps(_value(found), indent=2))
+        else:
+            show(found, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
+        sys.stdout.flush()
     except (LeaktestError, RunError, ipc.LinkBroken) as error:
         fail(str(error))
-    if as_json:
-        click.echo(json.dumps(_value(found), indent=2))
-    else:
-        show(found, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
+    except KeyboardInterrupt:
+        fail("interrupted: nothing was shown")
+    except Exception as error:  # left to others it would end with 1, which says that something leaked
+        _break_off(error)
     sys.exit(code_of(found))
+
+
+def _break_off(error: Exception) -> NoReturn:
+    """End with 2 and one line, whatever went wrong and whether or not anybody reads the output."""
+    sys.stdout = io.StringIO()  # what is left in the real one is not tried again at exit
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    fail(f"the test broke off, and nothing was shown ({words})")
 
 
 def _open(path: Path) -> int:

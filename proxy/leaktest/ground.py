@@ -76,7 +76,14 @@ def unix_listeners(*shared: str) -> tuple[str, ...]:
         words = line.split(maxsplit=7)
         if len(words) == 8 and words[3] == _TCP_LISTEN_FLAG and words[7] not in shared:
             found.append(words[7])
-    return tuple(path for path in dict.fromkeys(found) if path.startswith("@") or Path(path).exists())
+    return tuple(path for path in dict.fromkeys(found) if path.startswith("@") or _is_seen(path))
+
+
+def _is_seen(path: str) -> bool:
+    """Whether this user sees a file; of what lies in another's closed directory there is nothing to try."""
+    with contextlib.suppress(OSError, ValueError):
+        return Path(path).exists()
+    return False
 
 
 def resolved(host: str, port: int) -> tuple[tuple[str, int], ...]:
