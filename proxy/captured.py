@@ -13,7 +13,7 @@ import functools
 import socket
 import struct
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address
 
 from proxy import namespaces
 from proxy.addresses import inner
@@ -156,7 +156,8 @@ class Captured:
 def _original_destination(sock: socket.socket) -> tuple[IPAddress, int]:
     """Where the program wanted to go: with TPROXY, the address of the accepted socket itself."""
     host, port = sock.getsockname()[:2]
-    return ip_address(host.partition("%")[0]), port
+    kind = IPv6Address if sock.family == socket.AF_INET6 else IPv4Address
+    return kind(socket.inet_pton(sock.family, host.partition("%")[0])), port
 
 
 def _reset(sock: socket.socket) -> None:

@@ -9,6 +9,7 @@ that are answered are fixed ones, and dnspython takes several times as long for 
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -194,19 +195,29 @@ def _dispatch(query: Query) -> bytes | Wanted:
 def _named(query: Query) -> bytes | Wanted:
     if not query.labels:
         return _reply(query)  # NXDOMAIN would say that there is no name at all (RFC 8020)
-    try:
-        if any(b"." in label for label in query.labels):  # one label that would read as two
-            raise ValueError("a dot within a label")
-        name = parse_name(b".".join(query.labels).decode("ascii"))
-    except ValueError:
-        return _reply(query, dns.rcode.NXDOMAIN)
-    if name in _ABSENT or name.endswith(_BELOW_ABSENT):
+    name = _host_name(query.labels)
+    if name is None:
         return _reply(query, dns.rcode.NXDOMAIN)
     if query.rdtype == dns.rdatatype.ANY:
         return _reply(query, data=b"\x07RFC8482\x00", rdtype=dns.rdatatype.HINFO)  # RFC 8482, section 4.2
     if name == "localhost" or name.endswith(".localhost"):  # RFC 6761, section 6.3
         return _reply(query, data=_address(query, _LOOPBACK))
     return AddressWanted(name, query)
+
+
+@functools.lru_cache(maxsize=256)
+def _host_name(labels: tuple[bytes, ...]) -> str | None:
+    """The canonical name of a host that may exist; None for what is none, or does not exist here.
+
+    Remembered, since a program asks for both its addresses each time that it connects.
+    """
+    try:
+        if any(b"." in label for label in labels):  # one label that would read as two
+            return None
+        name = parse_name(b".".join(labels).decode("ascii"))
+    except ValueError:
+        return None
+    return None if name in _ABSENT or name.endswith(_BELOW_ABSENT) else name
 
 
 def _reverse(query: Query) -> bytes | Wanted:

@@ -120,6 +120,8 @@ class Policy:
 
     def quotas(self, flow: Flow) -> tuple[Quota, ...]:
         """How much a flow may carry in a period, whatever its verdict: every one of them counts."""
+        if not self._has_duties:
+            return ()
         return tuple(quota for destination in self._duties.of(flow) for quota in destination.quotas)
 
     def duties(self, flow: Flow) -> tuple[object, ...]:
