@@ -54,6 +54,8 @@ _ACCEPT = re.compile(rb"\r?\naccept:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _QUALITY = re.compile(r"q=(0(\.[0-9]{0,3})?|1(\.0{0,3})?)")
 _TEXT, _HTML, _JSON = "text/plain", "text/html", "application/json"
 _MAX_RANGES = 32
+_COMMAND = re.compile(r"`([^`]+)`")
+_ASK = "if you need this, send the reference below to whoever keeps the rules here."
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -210,10 +212,11 @@ def _facts(notice: Notice) -> dict[str, object]:
 
 def _page(notice: Notice) -> str:
     refusal, because = notice.refusal, notice.refusal.because
+    cure = refusal.cure or (_ASK if notice.status == 403 and notice.reference else "")
     parts = (
         ("to", notice.destination),
         ("why", because.text or f"Decided by {because}."),
-        ("cure", f"What to do: {refusal.cure}" if refusal.cure else ""),
+        ("cure", f"What to do: {cure}" if cure else ""),
     )
     rows = (
         ("Decided by", str(replace(because, text=""))),
@@ -231,7 +234,7 @@ def _page(notice: Notice) -> str:
 
 
 def _shown(text: str) -> str:
-    return html.escape(_one_line(text))
+    return _COMMAND.sub(r"<code>\1</code>", html.escape(_one_line(text)))
 
 
 def _one_line(text: str) -> str:

@@ -90,7 +90,17 @@ def test_a_person_reads_a_page() -> None:
         "w-1",
     ):
         assert said in words
-    assert "What to do" not in read(parsed(answer(Refusal(BLOCKED.because), BROWSER, "a:80", "w"))[2]).words
+    without = read(parsed(answer(Refusal(BLOCKED.because), BROWSER, "a:80", "w-1"))[2]).words
+    assert [word for word in without if "What to do: if you need this, send the reference below" in word]
+    nameless = read(parsed(answer(Refusal(BLOCKED.because), BROWSER, "a:80", ""))[2]).words
+    assert not [word for word in nameless if "What to do" in word or word == "Reference"]
+
+
+def test_a_command_in_a_page_is_set_as_one_and_is_nothing_else() -> None:
+    refusal = Refusal(BLOCKED.because, "see `zonegate status`, `<b>` and ` alone")
+    page = parsed(answer(refusal, BROWSER, "a:80", "w-1"))[2]
+    assert "see <code>zonegate status</code>, <code>&lt;b&gt;</code> and ` alone" in page
+    assert "b" not in read(page).tags
 
 
 def test_what_is_said_is_neither_markup_nor_a_header() -> None:
