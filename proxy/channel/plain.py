@@ -24,6 +24,8 @@ _DRAIN_LOOK_S = 0.01
 # waits.
 _WINDOW_BYTES, _WINDOW_S = 256 * 1024, 0.02
 _REST_S = 0.002
+# Whoever shares the open file description can clear O_NONBLOCK behind our back.
+_RECEIVING, _SENDING = int(socket.MSG_DONTWAIT), int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER: on, 0 s
 _FINISH_ON_CLOSE = struct.pack("ii", 0, 0)
 
@@ -196,8 +198,7 @@ class PlainChannel:
         self.raise_if_over()
         self._ask_guard()
         try:
-            # MSG_DONTWAIT: whoever shares the open file description can clear O_NONBLOCK behind our back.
-            return self._sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            return self._sock.send(data, _SENDING)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
@@ -281,8 +282,7 @@ class PlainChannel:
         """Take what the kernel has; whether there is something to say: bytes, an end, an error."""
         try:
             wanted = min(self._read_bytes, self.backlog.chunk_bytes())
-            # MSG_DONTWAIT: whoever shares the open file description can clear O_NONBLOCK behind our back.
-            self._unread = self._sock.recv(wanted, socket.MSG_DONTWAIT)
+            self._unread = self._sock.recv(wanted, _RECEIVING)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
