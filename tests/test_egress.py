@@ -15,7 +15,7 @@ from descriptors import none_left
 from leased import SECOND_NS, Clock, leased, setup, trusting_nobody, unconnected
 from loopback import LOOPS, Run, Site, runner, turns
 
-from proxy import ipc, mtls_egress
+from proxy import ipc, kept, mtls_egress
 from proxy.channel import Backlog
 from proxy.egress import DialFailed
 from proxy.flow import TunnelFact, TunnelState
@@ -344,16 +344,17 @@ def test_a_holder_that_is_silent_is_waited_for_no_longer_than_a_while(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mtls_egress, "SOCKET_LIMIT_S", 0.01)
+    monkeypatch.setattr(kept, "KEPT", 0)  # nobody else asks
 
     async def main() -> None:
         async with by_hand() as (there, holder):
             with pytest.raises(DialFailed, match="no socket in 0"):
                 await there.dial("site.example", 80)
-            given, kept = plain_pair()
+            given, far = plain_pair()
             await holder.receive()
             holder.send(Dialled(""), [given.fileno()])
             given.close()
-            await ended(kept)  # what comes too late is closed, not kept
+            await ended(far)  # what comes too late is closed, not kept
 
     run(main())
 
@@ -363,6 +364,7 @@ def test_a_socket_that_comes_in_the_moment_in_which_nobody_wants_it_is_closed(
     run: Run, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(mtls_egress, "SOCKET_LIMIT_S", 0.0 if how == "out of time" else 60)
+    monkeypatch.setattr(kept, "KEPT", 0)
 
     async def main() -> None:
         async with by_hand() as (there, holder):
