@@ -40,6 +40,7 @@ pyproject.toml, and this is what it is about):
                                            wireguard_device, shuttle, probing
     posts, doors, crew                     what a worker serves, its bubbles' ears, the worker itself
     allocators, manning                    who keeps the names of each user; who keeps a worker at each post
+    directory                              who a user of this machine is
     reception, admin, remains              who may enter, the admin socket, what is left
     handing_over, inspection/, inspectors  what is looked into: given away, carried, and who watches that
     gateway/                               the corporate end of mtls

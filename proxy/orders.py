@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import pwd
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -19,10 +18,10 @@ from typing import Any, Protocol
 from proxy.addresses import parse_host
 from proxy.answers import NoAnswer
 from proxy.crew import Worker
+from proxy.directory import Directory, DirectorySilent, User
 from proxy.locks import EVERY_ZONE, EVERYBODY, MAX_REASON, Lock, Locks
 from proxy.messages.worker import FlowRow
 from proxy.policy.reading import did_you_mean
-from proxy.reception import User
 from proxy.site import Loaded
 
 FLOWS_OF_PAGE = 50
@@ -40,6 +39,7 @@ class Daemon(Protocol):
     loaded: Loaded
     workers: dict[tuple[str, int], Worker]
     locks: Locks
+    directory: Directory
 
     def lease_again(self, worker: Worker) -> None:
         """Tell a worker what is proved of its tunnels now."""
@@ -152,7 +152,7 @@ async def _kill(daemon: Daemon, parameters: Mapping[str, Any], user: User) -> di
     if not (flow or name or to):
         raise OrderRefused("name a flow, a user or a destination")
     host, port = _destination(to) if to else ("", 0)
-    meant = _of_user(_own(daemon, user), name, user)
+    meant = await _of_user(daemon, name, user)
     because = f"killed by {user.login}"
     done = await asyncio.gather(
         *(one.answers.cut(because, flow=flow, host=host, port=port, user=login) for one, login in meant),
@@ -162,18 +162,17 @@ async def _kill(daemon: Daemon, parameters: Mapping[str, Any], user: User) -> di
     return {"cut": sum(cut for cut in done if isinstance(cut, int)), "trouble": _troubles(workers, done)}
 
 
-def _of_user(
-    own: Sequence[tuple[tuple[str, int], Worker]], name: str, asker: User
-) -> list[tuple[Worker, str]]:
+async def _of_user(daemon: Daemon, name: str, asker: User) -> list[tuple[Worker, str]]:
     """The workers that may have flows of a user, each with the login that is meant among its flows.
 
     Who logs in at a listener need not be a user of this machine, and shares a worker with others there.
     """
+    own = _own(daemon, asker)
     shared = [(worker, name) for _, worker in own if worker.post.ears]
     if not name:
         return [(worker, "") for _, worker in own]
     try:
-        uid = _uid_of(name, asker)
+        uid = await _uid_of(daemon, name, asker)
     except OrderRefused:
         if not shared:
             raise
@@ -181,7 +180,7 @@ def _of_user(
     return [(worker, "") for key, worker in own if key[1] == uid] + shared
 
 
-def _uid_of(name: str, user: User) -> int:
+async def _uid_of(daemon: Daemon, name: str, user: User) -> int:
     if name == user.login:
         return user.uid
     if not is_owner(user):
@@ -189,7 +188,9 @@ def _uid_of(name: str, user: User) -> int:
     if number := _UID.fullmatch(name):
         return int(number[1])
     try:
-        return pwd.getpwnam(name).pw_uid
+        return await daemon.directory.uid_of(name)
+    except DirectorySilent as error:
+        raise OrderRefused(f'{error}; write "#uid" instead of a name') from error
     except KeyError as error:
         raise OrderRefused(
             f'there is no user "{name}" on this machine; write a login name or "#uid"'
@@ -227,7 +228,7 @@ async def _lock(daemon: Daemon, parameters: Mapping[str, Any], user: User) -> di
     if len(reason) > MAX_REASON:
         raise OrderRefused(f"the reason has {len(reason)} characters; write at most {MAX_REASON}")
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    lock = Lock(zone, _whom(parameters, user), user.login, user.uid, reason, now)
+    lock = Lock(zone, await _whom(daemon, parameters, user), user.login, user.uid, reason, now)
     async with daemon.locks.changing:
         daemon.locks.add(lock)
         cut, trouble = await _apply(daemon)
@@ -240,7 +241,7 @@ async def _lock(daemon: Daemon, parameters: Mapping[str, Any], user: User) -> di
 
 async def _unlock(daemon: Daemon, parameters: Mapping[str, Any], user: User) -> dict[str, Any]:
     """Forgotten on disk first, then opened."""
-    zone, uid = _zone(daemon, parameters, removed=True), _whom(parameters, user)
+    zone, uid = _zone(daemon, parameters, removed=True), await _whom(daemon, parameters, user)
     async with daemon.locks.changing:
         meant = [
             lock for lock in daemon.locks.in_force if zone in (EVERY_ZONE, lock.zone) and lock.uid == uid
@@ -279,11 +280,11 @@ def _zone(daemon: Daemon, parameters: Mapping[str, Any], *, removed: bool = Fals
     return zone
 
 
-def _whom(parameters: Mapping[str, Any], user: User) -> int:
+async def _whom(daemon: Daemon, parameters: Mapping[str, Any], user: User) -> int:
     """Everybody's, where who runs the daemon names nobody; everybody else has only themselves to lock."""
     name = _text(parameters, "user")
     if name:
-        return _uid_of(name, user)
+        return await _uid_of(daemon, name, user)
     return EVERYBODY if is_owner(user) else user.uid
 
 

@@ -7,31 +7,20 @@ kernel says of its owner. Starts nothing.
 from __future__ import annotations
 
 import contextlib
-import grp
 import os
-import pwd
 import re
 import select
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 from proxy import namespaces
 from proxy.config import Site
+from proxy.directory import User
 from proxy.messages.admin import Enter
 from proxy.posts import Bubble
 
 _LONGEST_ATTACHED = 100
 _BUBBLE = re.compile(r"[0-9]{1,10}-[0-9a-f]{12}")
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """A user of this machine: the kernel's number, and what the system calls it."""
-
-    uid: int
-    login: str
-    groups: tuple[str, ...]
 
 
 class NotAdmitted(Exception):
@@ -116,19 +105,3 @@ def _must_be_free(owner: int | None, asker: int, net_fd: int, inside: Collection
     for one in inside:
         if one.pid != asker and os.path.sameopenfile(one.namespaces[1], net_fd):
             raise NotAdmitted(f"that network namespace is served already, as bubble {one.id}")
-
-
-def identity(uid: int) -> User:
-    """The login name of a user and the names of the groups; a number where the system knows no name.
-
-    A directory service may be asked, which may take its time.
-    """
-    try:
-        user = pwd.getpwuid(uid)
-    except KeyError:
-        return User(uid, f"#{uid}", ())
-    names = []
-    for group in os.getgrouplist(user.pw_name, user.pw_gid):
-        with contextlib.suppress(KeyError):
-            names.append(grp.getgrgid(group).gr_name)
-    return User(uid, user.pw_name, tuple(names))

@@ -17,10 +17,10 @@ from proxy import listeners, notify, tunnel_orders
 from proxy.answers import NoAnswer
 from proxy.crew import Worker
 from proxy.differences import Change, changed_tunnels, differences, not_reloadable
+from proxy.directory import Directory, DirectorySilent
 from proxy.listeners import Ear
 from proxy.orders import OrderRefused
 from proxy.posts import Post
-from proxy.reception import identity
 from proxy.site import Loaded, SiteError, load_site
 
 MAX_WORDS = 4000
@@ -45,6 +45,7 @@ class Daemon(Protocol):
     loaded: Loaded
     workers: dict[tuple[str, int], Worker]
     ears: tuple[Ear, ...]
+    directory: Directory
 
     def posts(self) -> Sequence[Post]:
         """Every post."""
@@ -104,7 +105,8 @@ class Reloads:
             fates = await self._fates(old, new, ears)
         except Exception as error:  # whatever is wrong with what was read, it is not taken
             listeners.close_all(ears, but=before)
-            words = str(error)[:MAX_WORDS] if isinstance(error, SiteError) else f"it failed: {error!r:.200}"
+            is_told = isinstance(error, SiteError | DirectorySilent)
+            words = str(error)[:MAX_WORDS] if is_told else f"it failed: {error!r:.200}"
             if not check:
                 self.failed = (_now(), words)
             raise OrderRefused(f"{words}\n{NOTHING_CHANGED}") from error
@@ -141,7 +143,7 @@ class Reloads:
             return Fate(post, "dismissed", f"no listener of zone {post.zone} is left")
         groups: tuple[str, ...] | None = ()
         if not post.ears:  # whose people log in at the listener, each by himself
-            user = await asyncio.to_thread(identity, post.uid)
+            user = await self._daemon.directory.user(post.uid)
             groups = new.site.may_enter(post.zone, post.uid, user.login, user.groups)
         if groups is None:
             return Fate(post, "dismissed", f'{post.user} may not enter zone "{post.zone}" any more')

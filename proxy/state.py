@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from proxy import expiry, listeners, quota_service
 from proxy.admin import Peer
 from proxy.crew import Worker
+from proxy.directory import User
 from proxy.flow import Because, Origin, TunnelState, Verdict
 from proxy.locks import EVERYBODY, Locks
 from proxy.paths import Places
@@ -19,7 +20,6 @@ from proxy.policy.facts import make_situation
 from proxy.policy.telling import because_value, decision_value, tell_decision
 from proxy.posts import Bubble
 from proxy.quotas import Ledger
-from proxy.reception import User, identity
 from proxy.reloading import Reloads
 from proxy.remains import Remaining
 from proxy.site import Loaded
@@ -49,15 +49,16 @@ def answer_question(daemon: Daemon, what: str, parameters: str, user: User) -> s
     """The JSON text that answers a command of a user."""
     match what:
         case "status":
-            return json.dumps(status(daemon, user.uid))
+            return json.dumps(status(daemon, user))
         case "explain":
             return json.dumps(explain(daemon, parameters, user))
         case _:
             return json.dumps({"error": f'"{what}" is not a question that this daemon knows'})
 
 
-def status(daemon: Daemon, uid: int) -> dict[str, Any]:
+def status(daemon: Daemon, user: User) -> dict[str, Any]:
     """The state of everything; of bubbles and workers only the asking user's, unless the daemon's own."""
+    uid = user.uid
     everything = uid == os.geteuid()
     workers = [
         _worker(zone, owner, worker)
@@ -106,7 +107,7 @@ def status(daemon: Daemon, uid: int) -> dict[str, Any]:
             if one.is_there and (everything or one.bubble.startswith(f"{uid}-"))
         ],
         "quotas": quota_service.status(
-            daemon.quotas, daemon.loaded.policy, None if everything else identity(uid).login
+            daemon.quotas, daemon.loaded.policy, None if everything else user.login
         ),
         "trouble": [
             process["audit_trouble"]

@@ -34,6 +34,7 @@ from proxy.admin import AdminSocket, Peer
 from proxy.allocators import Allocators
 from proxy.audit import AuditUnwritable, rfc3339
 from proxy.crew import Worker
+from proxy.directory import Directory, DirectorySilent
 from proxy.held import Held
 from proxy.journal import JournalUnusable
 from proxy.keeping import Tunnels
@@ -43,7 +44,7 @@ from proxy.messages.admin import Answer, Ask, Denied, Enter, Entered, Leave, Ord
 from proxy.paths import Places
 from proxy.posts import Bubble, CrewError, Post
 from proxy.quotas import Ledger, QuotasUnusable
-from proxy.reception import NotAdmitted, admit, identity
+from proxy.reception import NotAdmitted, admit
 from proxy.reloading import Reloads
 from proxy.segments import Segments
 from proxy.site import Loaded, SiteError
@@ -89,6 +90,7 @@ class Supervisor:
         self.ears: tuple[listeners.Ear, ...] = ()
         self.waiting: dict[str, remains.Remaining] = {}
         self.reloads = Reloads(self)
+        self.directory = Directory()
         self._ends_with_terminal = notify.ends_with_terminal()
         self._keep_bubbles = False
         self.faulty = False
@@ -133,7 +135,7 @@ class Supervisor:
         self.ears = listeners.open_ears(self.loaded)
         undo.callback(lambda: listeners.close_all(self.ears))
         try:
-            self._start_own_workers()
+            await self._start_own_workers()
             self.man_listeners()
         except (OSError, JournalUnusable) as error:
             raise SiteError(f"{state}: {error}") from error
@@ -146,11 +148,15 @@ class Supervisor:
         else:
             self._start(self.reloads.by_signal())
 
-    def _start_own_workers(self) -> None:
+    async def _start_own_workers(self) -> None:
         """Have the workers of our own user ready before the first bubble asks."""
         uid = os.geteuid()
+        try:
+            user = await self.directory.user(uid)
+        except DirectorySilent as error:
+            notify.say(f"{error}: bubbles wait for it")
+            return
         for zone in self.loaded.site.zones:
-            user = identity(uid)
             allowed = self.loaded.site.may_enter(zone, uid, user.login, user.groups)
             if allowed is not None:
                 self._manning.man(Post(zone, user.login, uid, allowed))
@@ -252,12 +258,12 @@ class Supervisor:
     async def _enter(self, peer: Peer, message: Enter) -> None:
         """Serve a bubble for as long as its link lasts."""
         try:
-            user = await asyncio.to_thread(identity, peer.uid)  # while it is asked, leases go on
+            user = await self.directory.user(peer.uid)
             inside = [bubble for bubble, _ in self.bubbles.values()]
             bubble, groups = admit(
                 self.loaded.site, user, peer.pid, message, inside, structural=self.structural
             )
-        except NotAdmitted as error:
+        except (NotAdmitted, DirectorySilent) as error:
             peer.link.send(Denied(str(error)))
             return
         try:

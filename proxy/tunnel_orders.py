@@ -10,10 +10,10 @@ from typing import Any, Protocol
 from proxy import sandbox
 from proxy.audit import rfc3339
 from proxy.config import Site
+from proxy.directory import User
 from proxy.held import Held
 from proxy.orders import OrderRefused, is_owner
 from proxy.policy.reading import did_you_mean
-from proxy.reception import User
 from proxy.tunnels.keeper import Keeper
 from proxy.wireguard_config import WireguardTunnel
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from proxy import held, locks
+from proxy.directory import User
 from proxy.held import Held
 from proxy.orders import OrderRefused
-from proxy.reception import User
 from proxy.tunnel_orders import carry_out
 
 OWNER, OTHER = User(os.geteuid(), "ana", ()), User(os.geteuid() + 1, "bob", ())

@@ -13,10 +13,10 @@ import pytest
 
 from proxy import orders
 from proxy.answers import NoAnswer
+from proxy.directory import Directory, User
 from proxy.locks import EVERYBODY, Lock, Locks
 from proxy.messages.worker import FlowPage, FlowRow
 from proxy.orders import OrderRefused, carry_out, flows
-from proxy.reception import User
 
 ME = os.geteuid()
 OWNER, ALICE, MALLORY = User(ME, "owner", ()), User(ME + 1, "alice", ()), User(ME + 2, "mallory", ())
@@ -78,6 +78,7 @@ class Daemon:
 
     def __init__(self, directory: Path, *workers: Worker) -> None:
         self.locks = Locks(directory / "locks.json", "now")
+        self.directory = Directory()
         self.workers: Any = {(one.zone, one.user.uid): one for one in workers}
         zones = {name: SimpleNamespace(counted_only=name == "personal") for name in ("corporate", "personal")}
         self.loaded: Any = SimpleNamespace(site=SimpleNamespace(zones=zones))

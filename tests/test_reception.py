@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import grp
 import os
-import pwd
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +16,10 @@ from own_namespaces import NOBODY, process
 
 from proxy import ipc, reception
 from proxy.config import Site, read_site
+from proxy.directory import User
 from proxy.messages.admin import Enter
 from proxy.posts import Bubble
-from proxy.reception import NotAdmitted, User, admit, identity
+from proxy.reception import NotAdmitted, admit
 
 SITE = b"""
 zonegate: 1
@@ -254,17 +253,3 @@ def test_what_is_promised_of_a_bubble(
 ) -> None:
     bubble = entered(site, ALICE, enter(mine, cooperative=cooperative), structural=structural)
     assert bubble.enforcement == expected
-
-
-# -- who it is ---------------------------------------------------------------------------------------
-
-
-def test_a_user_of_the_system_has_a_login_and_groups() -> None:
-    me = pwd.getpwuid(ME)
-    found = identity(ME)
-    assert (found.uid, found.login) == (ME, me.pw_name)
-    assert grp.getgrgid(me.pw_gid).gr_name in found.groups
-
-
-def test_a_user_whom_the_system_does_not_know_has_a_number_and_no_groups() -> None:
-    assert identity(4_242_424) == User(4_242_424, "#4242424", ())

@@ -19,10 +19,10 @@ from own_namespaces import Zone, zone
 
 from proxy import ipc, orders, passwords, reloading
 from proxy.config import Site
+from proxy.directory import Directory, DirectorySilent, User
 from proxy.locks import Locks
 from proxy.messages.admin import Answer, Ask, Denied, Order
 from proxy.posts import Post
-from proxy.reception import User
 from proxy.site import load_site
 
 OWN = """\
@@ -366,22 +366,38 @@ def _page(address: str, port: int) -> bytes:
         return client.recv(65536)
 
 
-def test_a_post_that_comes_while_others_are_judged_is_judged_too(
-    there: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_post_that_comes_while_others_are_judged_is_judged_too(there: Gate) -> None:
     """Or its worker would go on by files that are not in force any more."""
     loaded = load_site(there.config)
     posts = [Post("corporate", "early", os.geteuid(), ())]
 
-    def identity(uid: int) -> User:
+    async def user(uid: int) -> User:
         if len(posts) == 1:
             posts.append(Post("corporate", "late", 4711, ()))
         return User(uid, "nobody-here", ())
 
-    monkeypatch.setattr(reloading, "identity", identity)
-    daemon = SimpleNamespace(loaded=loaded, workers={}, ears=(), posts=lambda: tuple(posts))
+    directory = SimpleNamespace(user=user)
+    daemon = SimpleNamespace(
+        loaded=loaded, workers={}, ears=(), posts=lambda: tuple(posts), directory=directory
+    )
     told = asyncio.run(reloading.Reloads(cast(reloading.Daemon, daemon)).reload(check=True))
     assert [row["user"] for row in told["workers"]] == ["early", "late"]
+
+
+def test_a_directory_that_does_not_answer_lets_nothing_be_changed(there: Gate) -> None:
+    async def user(_: int) -> User:
+        raise DirectorySilent("the directory does not answer")
+
+    post = Post("corporate", "early", os.geteuid(), ())
+    daemon = SimpleNamespace(
+        loaded=load_site(there.config),
+        workers={},
+        ears=(),
+        posts=lambda: (post,),
+        directory=SimpleNamespace(user=user),
+    )
+    with pytest.raises(orders.OrderRefused, match=r"^the directory does not answer\nnothing was changed"):
+        asyncio.run(reloading.Reloads(cast(reloading.Daemon, daemon)).reload())
 
 
 @pytest.mark.parametrize("at", ["reloaded", "replace_policy", "nothing"])
@@ -415,7 +431,7 @@ def test_a_worker_that_cannot_be_given_a_policy_does_not_go_on_with_the_old_one(
     workers = {(post.zone, post.uid): Going(post, fault) for post, fault in zip(posts, (at, ""), strict=True)}
     daemon = SimpleNamespace(
         loaded=load_site(there.config), workers=workers, ears=(), posts=lambda: tuple(posts),
-        adopt=lambda *_: None, man_listeners=lambda: None,
+        adopt=lambda *_: None, man_listeners=lambda: None, directory=Directory(),
     )  # fmt: skip
     policy = daemon.loaded.site.policy
     policy.write_text(policy.read_text() + "# another\n")

@@ -16,13 +16,13 @@ from proxy import crew
 from proxy.admin import Peer
 from proxy.crew import Worker
 from proxy.demo.site import make_site
+from proxy.directory import User
 from proxy.flow import TunnelState
 from proxy.locks import Locks
 from proxy.messages.worker import Report
 from proxy.paths import Places
 from proxy.posts import Bubble, Post
 from proxy.quotas import Ledger
-from proxy.reception import User
 from proxy.reloading import Reloads
 from proxy.remains import Remaining
 from proxy.segments import Segments
