@@ -23,7 +23,7 @@ from pathlib import Path
 from proxy import bubble, inner, ipc, trust
 from proxy.inner import FORWARDED
 from proxy.messages.admin import TO_COMMAND, Denied, Enter, Entered, Leave
-from proxy.terminal import Stdio
+from proxy.terminal import NotGiven, Stdio
 
 ADMIN_LIMIT_S, ENTER_LIMIT_S = 10.0, 45.0  # a daemon that is busy may first have to start a worker
 LOOK_EVERY_S = 0.2  # for a new daemon, and for the terminal's foreground
@@ -133,11 +133,16 @@ class Daemon:
         self.bubble, self.answered, self.refused = answer.bubble, True, ""
 
     def _tell(self, reason: str) -> None:
-        """Say once why the program has no way out; its terminal may be in raw mode, or be nobody's."""
+        """Say once why the program has no way out."""
         if reason != self.refused:
             self.refused = reason
-            with contextlib.suppress(OSError):
-                os.write(2, f"zonegate: this bubble is not served any more: {reason}\r\n".encode())
+            _say(f"this bubble is not served any more: {reason}")
+
+
+def _say(words: str) -> None:
+    """A line for the person, whose terminal may be in raw mode or gone."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"zonegate: {words}\r\n".encode())
 
 
 # -- the outer process -------------------------------------------------------------------------------
@@ -147,7 +152,10 @@ def run(view: bubble.View, sockets: Sequence[Path]) -> int:
     """Run a program in a new bubble of `view.zone`. Returns its exit code; 128+N for signal N."""
     daemon = Daemon(sockets, view.zone, view.cooperative)
     connect(sockets).close()  # the cheapest check first
-    stdio = Stdio()
+    try:
+        stdio = Stdio()
+    except NotGiven as error:
+        raise RunError(str(error)) from error
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     outer = os.getpid()
     pid = os.fork()
@@ -225,7 +233,7 @@ class _Company:
                             code = self._reap()
                             self._daemon.lost()
                             self._drain(wake)
-                            return code
+                            return self._told_of_loss(code)
                 self._tick(time.monotonic())
 
     def _reap(self) -> int:
@@ -242,6 +250,12 @@ class _Company:
                 heard = any(key.fileobj == wake for key, _ in selector.select())
                 if heard and any(number in FORWARDED for number in os.read(wake, 64)):
                     return
+
+    def _told_of_loss(self, code: int) -> int:
+        """The exit code, never that of success where a file has not taken what the program wrote."""
+        if self._stdio.trouble:
+            _say(f"not all that the program wrote could be written: {self._stdio.trouble}")
+        return code or int(bool(self._stdio.trouble))
 
     def _pause(self) -> float | None:
         idle = self._daemon.answered and self._kill_at is None and not self._stdio.awaits_terminal

@@ -1,9 +1,11 @@
 """The terminal between a person and a bubble: a pty of its own, raw on this side, resized as it is.
 
-The bubble never holds the person's terminal (TIOCSTI would type into the outer shell), nor a socket that
-happens to be standard input. Files and pipes are the caller's gift and go through as they are. Nothing
-here blocks: a program that reads nothing, or a terminal that is paused, holds up neither signals nor the
-daemon's word.
+The bubble never holds the person's terminal (TIOCSTI would type into the outer shell), nor a file or a
+socket that is standard input or output, nor a pipe that is input: by /proc/self/fd a program could open it
+anew, for writing, or change its mode, and the pipe may be what the outer shell reads its commands from.
+Their bytes are pumped. Output to a pipe goes through as it is. Nothing here blocks, but for a file that
+does: a program that reads nothing, or a terminal that is paused, holds up neither signals nor the daemon's
+word.
 """
 
 from __future__ import annotations
@@ -12,78 +14,27 @@ import contextlib
 import fcntl
 import os
 import selectors
-import socket
 import stat
 import termios
 import tty
 from typing import Any
 
-CHUNK = 65536
+from proxy.pumps import FileInput, Pump
+
+NAMES = ("standard input", "standard output", "standard error")
+# Devices that a bubble has anyway: null, zero, full, random, urandom.
+_HARMLESS = frozenset(os.makedev(1, minor) for minor in (3, 5, 7, 8, 9))
 
 
-class _End:
-    """A descriptor of our own that bytes come from or go to, without waiting."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self._sock = socket.socket(fileno=fd) if stat.S_ISSOCK(os.fstat(fd).st_mode) else None
-
-    def read(self) -> bytes:
-        return self._sock.recv(CHUNK, socket.MSG_DONTWAIT) if self._sock else os.read(self.fd, CHUNK)
-
-    def write(self, data: bytes) -> int:
-        if self._sock:
-            return self._sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        return os.write(self.fd, data)
-
-    def close(self) -> None:
-        if self._sock:
-            self._sock.close()
-        else:
-            os.close(self.fd)
-
-
-class _Pump:
-    """Bytes from one end to another. What the target does not take yet is kept, and no more is read."""
-
-    def __init__(self, source: int, target: int) -> None:
-        self.source, self.target = _End(source), _End(target)
-        self.pending = b""
-        self.paused = self._at_end = False
-
-    def awaited(self) -> tuple[int, int] | None:
-        """The descriptor and the event that it waits for; None for the end of all."""
-        if self.pending:
-            return self.target.fd, selectors.EVENT_WRITE
-        return None if self._at_end else (self.source.fd, selectors.EVENT_READ)
-
-    def advance(self) -> bool:
-        """Move what can be moved now; whether anything was. OSError when the target takes no more."""
-        moved = False
-        if not self.pending:
-            try:
-                self.pending = self.source.read()
-            except BlockingIOError:
-                return False
-            except OSError:
-                pass  # EIO: the last program has left the pty, or the terminal is gone
-            self._at_end = not self.pending
-            moved = True
-        if self.pending:
-            with contextlib.suppress(BlockingIOError):
-                self.pending = self.pending[self.target.write(self.pending) :]
-                moved = True
-        return moved
-
-    def close(self) -> None:
-        self.source.close()
-        self.target.close()
+class NotGiven(Exception):
+    """A descriptor that no bubble may have; one line with the cure."""
 
 
 class Stdio:
     """Standard input, output and error as a bubble gets them, and the bytes pumped between.
 
-    `inner` are the three descriptors for the program; `controlling` is the slave of the pty, or None.
+    `inner` are the three descriptors for the program; `controlling` is the slave of the pty, or None. Raises
+    NotGiven.
     """
 
     def __init__(self) -> None:
@@ -91,33 +42,58 @@ class Stdio:
         self._master: int | None = None
         self._size_from = 0
         self._lent: list[int] = []  # the program's ends, ours until it has them
-        self._input: _Pump | None = None  # the keys
-        self._output: _Pump | None = None  # the screen
-        self._pumps: dict[_Pump, tuple[int, int] | None] = {}
+        self._sinks: dict[tuple[int, int, int], int] = {}  # what takes output of the bubble, by what it is
+        self._sources: list[Pump] = []
+        self._files: list[FileInput] = []
+        self.trouble = ""  # why output that the program has written was lost
+        self._input: Pump | None = None  # the keys
+        self._output: Pump | None = None  # the screen
+        self._pumps: dict[Pump, tuple[int, int] | None] = {}
         self._selector: selectors.EpollSelector | None = None
         self._before: list[Any] | None = None
+        for fd, name in enumerate(NAMES):
+            if words := _refusal(fd):
+                raise NotGiven(f"{name} {words}")
         self.inner = [self._inner(fd) for fd in range(3)]
         self._connect_terminal()
 
     def _inner(self, fd: int) -> int:
         try:
-            mode = os.fstat(fd).st_mode
+            found = os.fstat(fd)
         except OSError:
             return self._lend(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         if os.isatty(fd):
             return self._slave(fd)
-        if stat.S_ISSOCK(mode):
+        if stat.S_ISCHR(found.st_mode) or (fd != 0 and stat.S_ISFIFO(found.st_mode)):
+            return fd
+        return self._source() if fd == 0 else self._sink(fd, found)
+
+    def _source(self) -> int:
+        """A pipe from which the program reads what comes by standard input."""
+        read, write = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(write, False)
+        is_pipe = stat.S_ISFIFO(os.fstat(0).st_mode)
+        pump = self._add(Pump(_reopened(0, os.O_RDONLY) if is_pipe else os.dup(0), write))
+        self._sources.append(pump)
+        if pump.source.is_file:
+            self._files.append(FileInput(0, pump, os.dup(read)))
+        return self._lend(read)
+
+    def _sink(self, fd: int, found: os.stat_result) -> int:
+        """A pipe into which the program writes; one for both where output and errors go to the same."""
+        same = found.st_dev, found.st_ino, fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        if same not in self._sinks:
             read, write = os.pipe2(os.O_CLOEXEC)
-            os.set_blocking(write if fd == 0 else read, False)
-            self._add(_Pump(os.dup(0), write) if fd == 0 else _Pump(read, os.dup(fd)))
-            return self._lend(read if fd == 0 else write)
-        return fd
+            os.set_blocking(read, False)
+            self._add(Pump(read, os.dup(fd)))
+            self._sinks[same] = self._lend(write)
+        return self._sinks[same]
 
     def _lend(self, fd: int) -> int:
         self._lent.append(fd)
         return fd
 
-    def _add(self, pump: _Pump) -> _Pump:
+    def _add(self, pump: Pump) -> Pump:
         self._pumps[pump] = None
         return pump
 
@@ -138,9 +114,9 @@ class Stdio:
         if self._master is None:
             return
         terminals = [fd for fd in (1, 2, 0) if self.inner[fd] == self.controlling]
-        self._output = self._add(_Pump(self._master, _reopened(terminals[0])))
+        self._output = self._add(Pump(self._master, _reopened(terminals[0])))
         if 0 in terminals:
-            self._input = self._add(_Pump(_reopened(0), os.dup(self._master)))
+            self._input = self._add(Pump(_reopened(0), os.dup(self._master)))
             self._input.paused = True
 
     def resize(self) -> None:
@@ -185,9 +161,10 @@ class Stdio:
 
         A copy of the writing end of its input would hide the input's end from it.
         """
-        for pump in self._pumps:
-            pump.close()
+        for held in (*self._pumps, *self._files):
+            held.close()
         self._pumps.clear()
+        self._files.clear()
 
     def started(self) -> None:
         """Close the program's ends here, after it has them, and begin to pump."""
@@ -214,17 +191,20 @@ class Stdio:
         Each source is read, not asked: a pty hands on what was written a moment later, in a work queue, and
         epoll knows nothing of it until then; a read waits for that queue.
         """
-        if self._input is not None:
-            self._end(self._input)
+        for pump in (self._input, *self._sources):
+            if pump is not None:
+                self._end(pump)
         for pump in list(self._pumps):
             while pump in self._pumps and self._advance(pump):
                 pass
         return any(pump.pending for pump in self._pumps)
 
-    def _advance(self, pump: _Pump) -> bool:
+    def _advance(self, pump: Pump) -> bool:
         try:
             moved = pump.advance()
-        except OSError:
+        except OSError as error:
+            if pump.target.is_file:
+                self.trouble = os.strerror(error.errno) if error.errno else str(error)
             self._end(pump)
             if pump is self._output and self._input is not None:
                 self._end(self._input)  # with the last master closed, the program's terminal hangs up
@@ -232,7 +212,7 @@ class Stdio:
         self._watch(pump)
         return moved
 
-    def _watch(self, pump: _Pump) -> None:
+    def _watch(self, pump: Pump) -> None:
         """Wait for what the pump waits for."""
         if self._selector is None or pump not in self._pumps:
             return
@@ -249,7 +229,7 @@ class Stdio:
                 self._selector.register(*awaited, pump)
             self._pumps[pump] = awaited
 
-    def _end(self, pump: _Pump) -> None:
+    def _end(self, pump: Pump) -> None:
         if pump in self._pumps:
             before = self._pumps.pop(pump)
             if before is not None and self._selector is not None:
@@ -259,8 +239,12 @@ class Stdio:
             self._master = None
 
     def close(self) -> None:
-        """Give the terminal back and close everything that was opened here."""
+        """Give the terminal back, and what was read ahead; close everything that was opened here."""
         self._give_terminal_back()
+        while self._files:
+            file = self._files.pop()
+            file.put_back()
+            file.close()
         for pump in list(self._pumps):
             self._end(pump)
         while self._lent:
@@ -277,9 +261,23 @@ def _in_foreground(fd: int) -> bool:
         return True
 
 
-def _reopened(fd: int) -> int:
-    """The same terminal, opened for us alone: O_NONBLOCK would be everybody's who shares `fd`."""
+def _reopened(fd: int, access: int = os.O_RDWR) -> int:
+    """The same terminal or pipe, opened for us alone: O_NONBLOCK would be everybody's who shares `fd`."""
     try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{fd}", access | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:  # another user's, as after su: it may then block
         return os.dup(fd)
+
+
+def _refusal(fd: int) -> str:
+    """Why a descriptor goes to no bubble, with the cure; "" where it may, or is closed."""
+    try:
+        found, flags = os.fstat(fd), fcntl.fcntl(fd, fcntl.F_GETFL)
+    except OSError:
+        return ""
+    if stat.S_ISDIR(found.st_mode):
+        return "is a directory, from which a program reaches what it should not see; to give one: --share DIR"
+    known = (stat.S_ISREG, stat.S_ISBLK, stat.S_ISFIFO, stat.S_ISSOCK)
+    if os.isatty(fd) or found.st_rdev in _HARMLESS or any(is_one(found.st_mode) for is_one in known):
+        return "is no open file but the name of one (O_PATH); open it" if flags & os.O_PATH else ""
+    return "is a device that a bubble may not have; have cat read or write it, by a pipe"

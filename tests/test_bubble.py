@@ -9,7 +9,9 @@ import contextlib
 import json
 import os
 import pwd
+import shlex
 import socket
+import subprocess
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -193,6 +195,42 @@ print([os.readlink(f"/proc/1/fd/{fd}") for fd in os.listdir("/proc/1/fd") if int
         name.startswith(("anon_inode:", "pipe:", "socket:", "/dev/null", "/proc"))
         for name in json.loads(out.replace("'", '"'))
     ), out
+
+
+REOPEN = """
+import os, sys
+for fd in (0, 1):
+    try:
+        os.fchmod(fd, 0o4777)
+        os.ftruncate(os.open(f"/proc/self/fd/{fd}", os.O_RDWR), 0)
+    except OSError:
+        pass
+"""
+
+
+def test_files_of_the_person_are_no_more_than_streams(ground: Ground) -> None:
+    """One that was opened for reading or appending cannot be opened anew (B3)."""
+    given, log = ground.directory / "script", ground.directory / "log"
+    command = ground.command([PYTHON, "-I", "-S", "-c", REOPEN])
+    sizes = []
+    for argv in ([PYTHON, "-I", "-S", "-c", REOPEN], command):
+        for file in (given, log):
+            file.write_text("mine")
+            file.chmod(0o600)
+        with given.open("rb") as stdin, log.open("ab") as stdout:
+            subprocess.run(argv, stdin=stdin, stdout=stdout, timeout=LIMIT_S, check=True)
+        sizes.append([(file.stat().st_size, file.stat().st_mode & 0o7777) for file in (given, log)])
+    assert sizes == [[(0, 0o4777)] * 2, [(4, 0o600)] * 2]
+
+
+def test_the_outer_shells_commands_are_not_written_into_the_pipe_that_it_reads(ground: Ground) -> None:
+    """As under an agent, or in `ssh HOST sh < script` (B2)."""
+    inject = 'import os; os.write(os.open("/proc/self/fd/0", os.O_WRONLY), b"echo injected\\n")'
+    python = [PYTHON, "-I", "-S", "-c", inject]
+    for command, said in ((python, b"injected\n"), (ground.command(python), b"")):
+        with subprocess.Popen(["sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
+            out, _ = shell.communicate(f"{shlex.join(command)} 2>&-\n".encode(), timeout=LIMIT_S)
+        assert out == said
 
 
 # -- the own home (B3) -------------------------------------------------------------------------------

@@ -89,6 +89,33 @@ def test_a_file_as_input_and_a_closed_output(ground: Ground) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (3, b"", b"")
 
 
+def test_files_as_streams_are_read_and_written_as_the_shell_does(ground: Ground) -> None:
+    """What the program has not read is there for who comes next, and what it writes keeps its order."""
+    ground.daemon()
+    given, log = ground.directory / "input", ground.directory / "log"
+    given.write_text("one\n" + "x" * 300_000 + "\ntwo\n")
+    log.write_text("before\n")
+    reads = shlex.join(ground.command(["sh", "-c", "read a; echo $a; echo trouble >&2; echo $(wc -c) after"]))
+    leaves = shlex.join(ground.command(["sh", "-c", "read a; echo first $a"]))
+    script = f"{{ {leaves}; head -c 10 >/dev/null; {reads}; }} <{given} >>{log} 2>&1"
+    assert subprocess.run(["sh", "-c", script], timeout=LIMIT_S, check=False).returncode == 0
+    assert log.read_text() == "before\nfirst one\n" + "x" * 299_990 + "\ntrouble\n4 after\n"
+
+
+def test_output_that_a_file_does_not_take_is_no_success(ground: Ground) -> None:
+    ground.daemon()
+    out = ground.directory / "out"
+    command = shlex.join(ground.command(["sh", "-c", "yes | head -c 20000; trap '' PIPE; exit 0"]))
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 8; exec {command} >{out}"],
+        capture_output=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 1 and out.stat().st_size == 8192
+    assert b"zonegate: not all that the program wrote could be written: File too large" in done.stderr
+
+
 @pytest.mark.parametrize("kind", ["stream", "pair"])
 def test_a_socket_as_input_and_output_is_not_given_to_the_program(ground: Ground, kind: str) -> None:
     """It could be asked for its peer, or passed on; its bytes and its ends go through."""

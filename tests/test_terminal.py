@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from descriptors import open_descriptors
 
-from proxy.terminal import _Pump
+from proxy.pumps import Pump
 
 LIMIT_S = 90
 # What becomes of standard input, output and error, as a process sees it that has them.
@@ -60,14 +60,54 @@ def terminal() -> Iterator[int]:
     os.close(slave)
 
 
-def test_files_and_pipes_are_given_as_they_are(tmp_path: Path) -> None:
+def test_a_pipe_of_output_is_given_as_it_is(tmp_path: Path) -> None:
     read, write = os.pipe()
-    file = tmp_path / "out"
-    with file.open("wb") as out:
-        found = kinds(tmp_path, stdin=read, stdout=out, stderr=write)
-    assert found == {"inner": [0, 1, 2], "kinds": ["pipe", str(file), "pipe"], "controlling": None}
+    found = kinds(tmp_path, stdin=subprocess.DEVNULL, stdout=write, stderr=write)
+    assert found == {"inner": [0, 1, 2], "kinds": ["/dev/null", "pipe", "pipe"], "controlling": None}
     os.close(read)
     os.close(write)
+
+
+def test_files_and_a_pipe_of_input_are_replaced_by_pipes_of_its_own(tmp_path: Path) -> None:
+    """One for both where output and errors go to the same file, so that they keep their order."""
+    file, other = tmp_path / "out", tmp_path / "other"
+    file.touch()
+    pipe, write = os.pipe()
+    with file.open("rb") as given, file.open("ab") as out, other.open("wb") as errors:
+        for stdin in (given, pipe):
+            found = kinds(tmp_path, stdin=stdin, stdout=out, stderr=out)
+            assert found["kinds"] == ["pipe"] * 3 and found["inner"][1] == found["inner"][2]
+            assert not set(found["inner"]) & {0, 1, 2}
+        assert len(set(kinds(tmp_path, stdin=given, stdout=out, stderr=errors)["inner"])) == 3
+    os.close(pipe)
+    os.close(write)
+
+
+REFUSED = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from proxy.terminal import NotGiven, Stdio
+for fd in (os.open("/", os.O_RDONLY), os.open(sys.argv[0], os.O_PATH), os.eventfd(1)):
+    os.dup2(fd, 0)
+    before = os.listdir("/proc/self/fd")
+    try:
+        Stdio()
+    except NotGiven as error:
+        print(error)
+    assert os.listdir("/proc/self/fd") == before
+"""
+
+
+def test_what_leads_further_than_a_stream_is_refused(tmp_path: Path) -> None:
+    code = tmp_path / "code.py"
+    code.write_text(REFUSED)
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, code, root], capture_output=True, text=True, timeout=LIMIT_S, check=True
+    )
+    directory, name, event = done.stdout.splitlines()
+    assert directory.startswith("standard input is a directory") and directory.endswith("--share DIR")
+    assert "O_PATH" in name and "is a device" in event
 
 
 def test_what_is_closed_is_nothing(tmp_path: Path) -> None:
@@ -91,19 +131,19 @@ def test_a_socket_is_replaced_by_a_pipe_of_its_own(tmp_path: Path) -> None:
     with ours, theirs:
         found = kinds(tmp_path, stdin=theirs, stdout=theirs, stderr=theirs)
     assert found["kinds"] == ["pipe"] * 3
-    assert len(set(found["inner"])) == 3
+    assert len(set(found["inner"])) == 2
 
 
 # -- one pump ----------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def piped() -> Iterator[tuple[int, _Pump, int]]:
+def piped() -> Iterator[tuple[int, Pump, int]]:
     """What is written to the first comes out of the last."""
     before = open_descriptors()
     read_in, write_in = os.pipe2(os.O_NONBLOCK)
     read_out, write_out = os.pipe2(os.O_NONBLOCK)
-    pump = _Pump(read_in, write_out)
+    pump = Pump(read_in, write_out)
     yield write_in, pump, read_out
     for fd in (write_in, read_out):
         with contextlib.suppress(OSError):
