@@ -161,8 +161,10 @@ class Stdio:
 
         A copy of the writing end of its input would hide the input's end from it.
         """
-        for held in (*self._pumps, *self._files):
-            held.close()
+        for pump in self._pumps:
+            pump.close()
+        for file in self._files:
+            file.close()
         self._pumps.clear()
         self._files.clear()
 
