@@ -15,13 +15,17 @@ from lab import kernel
 from lab.asleep import frozen
 from lab.conftest import NewGate
 from lab.gate import Bubble, Gate, python
+from lab.kernel import Place
 from lab.packet_peer import Peer, Wires
 from lab.shortage import RESOURCES, short_of
 from lab.stops import NAME, NOBODY, Scene, Stop, Stops, killed_in_setup
+from lab.test_associations import ALICE, LISTEN, RULE, SOCKS, goes_on
+from lab.test_associations import PORT as DATAGRAM_PORT
 from lab.test_clock import Sleeper, clock_is_set
 from lab.test_losses import FLAPS, WAYS, served_again
 from lab.test_steps import of_kind
-from lab.world import PUBLIC, World
+from lab.world import INTRANET, PUBLIC, World
+from proxy import passwords
 
 pytestmark = pytest.mark.timeout(3600)
 KINDS = ("mtls", "wireguard")
@@ -84,6 +88,40 @@ def victim(gate: Gate, stop: Stop, name: str) -> int:
     return next((pid for pid in below if kernel.command_of(pid).startswith(name)), stop.pid)
 
 
+@pytest.mark.parametrize("victim", ["datagram_holder", "bwrap"])
+def test_the_datagram_holder_at_every_step(
+    new_gate: NewGate, peer: Peer, wires: Wires, world: World, victim: str
+) -> None:
+    """The sockets of SOCKS5 clients' datagrams: the Nth holder, or its sandbox, is killed at its Nth step."""
+    settings = of_kind("wireguard", peer) | {"rules": RULE, "listen": LISTEN, "stops": "datagram_holder:"}
+    settings["secrets"] |= {"people.passwd": passwords.line(ALICE[0], ALICE[1].encode()) + "\n"}
+    echo = kernel.start(Place(world.corp), python("datagrams", "echo", INTRANET, str(DATAGRAM_PORT)))
+    gate = new_gate(**settings, people="  alice: {zones: [corporate]}\n")
+    stops, steps = Stops(gate.said, gate), 0
+    stops.again()
+    try:
+        client = goes_on(gate, INTRANET, says="")
+        while stop := _stop_or_answer(stops, client):
+            steps += 1
+            print(stop)
+            killed = kernel.parents()[stop.pid] if victim == "bwrap" else stop.pid
+            kernel.signal_all([killed], signal.SIGKILL)
+            stop.let_go()
+        print(victim, f"{steps} steps")
+        assert steps > 1
+        strange = [seen for seen in wires.seen() if f":{SOCKS}" not in seen and "127.0.0.1" not in seen]
+        assert not strange, strange[:10]
+    finally:
+        kernel.end(echo)
+
+
+def _stop_or_answer(stops: Stops, client: Bubble) -> Stop | None:
+    client.lines()
+    at = len(client.heard)
+    found = kernel.until("it stops or answers", lambda: stops.look() or "answered" in client.lines()[at:])
+    return found if isinstance(found, Stop) else None
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_daemon_at_every_step(new_gate: NewGate, peer: Peer, wires: Wires, kind: str) -> None:
     """The Nth daemon is killed at its Nth step, until one serves before; only its bubbles are left."""
@@ -142,19 +180,22 @@ PROCESSES = {
 }
 
 
+FLOODS = {"descriptors": "600", "memory": "6000", "killed": "600"}  # connections, more than there is room for
+
+
 @pytest.mark.parametrize("what", RESOURCES)
 @pytest.mark.parametrize("kind", PROCESSES)
 def test_every_process_short_of_something(
     new_gate: NewGate, peer: Peer, wires: Wires, kind: str, what: str
 ) -> None:
-    """Each in turn has no more descriptors or memory while many connections come: nothing leaves, whoever
-    ends is replaced, and all is good when there is enough again."""
+    """Each in turn has no more descriptors or memory, or is killed for it, while many connections come:
+    nothing leaves, whoever ends is replaced, and all is good when there is enough again."""
     gate = new_gate(**of_kind(kind, peer)).attested()
     with Scene(gate, wires) as scene:
         for name in PROCESSES[kind]:
             pid = of_name(gate, name)
             with short_of(what, pid):
-                flood = gate.bubble(*python("flood", NAME, "80", "600"))
+                flood = gate.bubble(*python("flood", NAME, "80", FLOODS[what]))
                 if what == "descriptors" and name != "supervisor":
                     scene.denied()
                 kernel.until("it is opened or refused", lambda: ended(flood))  # noqa: B023  of this turn

@@ -1,8 +1,11 @@
-"""A process of the gate that has run out of something: of descriptors, or of memory."""
+"""A process of the gate that has run out of something: of descriptors, of memory, or of the kernel's mercy.
+
+Without memory, no page can be mapped any more: what asks for one hears so, as MemoryError. `killed` is what
+the kernel does to who touches one that was promised: it ends it (OOM), in the middle of whatever it did.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
 import resource
 from collections.abc import Iterator
@@ -10,30 +13,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab import kernel
+from lab.control_groups import NoMemory
 
-RESOURCES = {"descriptors": resource.RLIMIT_NOFILE, "memory": resource.RLIMIT_AS}
+RESOURCES = ("descriptors", "memory", "killed")
+_LIMITS = {"descriptors": resource.RLIMIT_NOFILE, "memory": resource.RLIMIT_AS}
+# What is open, or mapped, beyond these stays; what is closed is gone.
+_MOST = {"descriptors": 3, "memory": 0}
 
 
 @contextmanager
 def short_of(what: str, pid: int) -> Iterator[None]:
     """A process that gets no more than it has of something, for as long as the block lasts and it lives."""
-    has = {"descriptors": _lowest_free_descriptor, "memory": _memory_bytes}[what](pid)
-    soft, hard = _limit(pid, RESOURCES[what])
-    _limit(pid, RESOURCES[what], (has, hard))
+    if what == "killed":
+        with NoMemory([pid]):
+            yield
+        return
+    soft, hard = _limit(pid, _LIMITS[what])
+    _limit(pid, _LIMITS[what], (_MOST[what], hard))
     try:
         yield
     finally:
         if kernel.is_alive(pid):
-            _limit(pid, RESOURCES[what], (soft, hard))
-
-
-def _lowest_free_descriptor(pid: int) -> int:
-    used = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
-    return next(number for number in itertools.count() if number not in used)
-
-
-def _memory_bytes(pid: int) -> int:
-    return int(_of_status(pid, "VmSize")) * 1024
+            _limit(pid, _LIMITS[what], (soft, hard))
 
 
 def _of_status(pid: int, field: str) -> str:

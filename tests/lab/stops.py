@@ -46,6 +46,10 @@ class Stops:
     def _told(self) -> list[str]:
         return [line for line in self._text().split("\n")[:-1] if line.startswith("~step ")]
 
+    def again(self) -> None:
+        """Those of before as well."""
+        self._seen = 0
+
     def look(self) -> Stop | None:
         """The next one, if there is one."""
         told = self._told()

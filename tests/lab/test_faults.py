@@ -13,8 +13,9 @@ from collections.abc import Callable
 import pytest
 
 from lab import kernel
-from lab.conftest import AS_ROOT, WITH_A_CONTROL, NewGate
+from lab.conftest import AS_ROOT, WITH_A_CONTROL, NewGate, Watch
 from lab.gate import Gate, python
+from lab.shortage import short_of
 
 NAME = "intranet.corp.example"
 FLOOD = 10_000
@@ -88,6 +89,19 @@ def test_no_descriptors_left(new_gate: NewGate, control: bool) -> None:
     kernel.until("who took them is served", lambda: status(60) == "status 200")
     kernel.until("others are served", lambda: served(gate))
     assert gate.child("worker") == worker and gate.process is not None and gate.process.poll() is None
+
+
+@AS_ROOT
+def test_no_memory_left(new_gate: NewGate, watch: Watch) -> None:
+    """L7: a worker that can map no page more harms nobody but those that it serves; `make lab-long` has the
+    others, and what the kernel kills for it."""
+    gate = new_gate().attested()
+    with short_of("memory", gate.child("worker")):
+        flood = gate.bubble(*python("flood", NAME, "80", "6000"))
+        kernel.until("it is opened or refused", lambda: flood.lines() or flood.process.poll() is not None)
+    flood.end()
+    kernel.until("others are served", lambda: served(gate))
+    watch.only_the_gateway()
 
 
 def test_ten_thousand_connections_opened_and_left(
