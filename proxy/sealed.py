@@ -19,6 +19,7 @@ from proxy.link import Link
 from proxy.messages.worker import Configure, Sealed
 
 RESERVE = 10  # what one message of a supervisor brings at most
+ROOM_BYTES = 16 << 20  # in a segment that is full, until the next one is there
 
 # Makes the worker from its link and what it was given, in a running loop; the work is still to be awaited.
 type Begin = Callable[[Link[Any], Configure, list[int]], Coroutine[Any, Any, None]]
@@ -36,6 +37,8 @@ def run(arguments: Sequence[str], accepted: Sequence[type[Any]], begin: Begin) -
     try:
         ipc.send(sock, Sealed(is_sealed()))
         configure, fds = ipc.receive(sock, [Configure])
+        most = configure.segment_bytes + ROOM_BYTES
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # nothing here may raise it again
         uvloop.run(_work(sock, accepted, configure, fds, begin))
     except ipc.LinkBroken:
         return

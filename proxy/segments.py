@@ -22,6 +22,7 @@ from proxy.chain import MANIFEST, Chain, Entry, digest_of, segments_in, sequence
 from proxy.lines import LineFile, whole_lines
 
 EARLY_SEGMENTS = 8
+MOST_LEAVING = 4
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -151,7 +152,10 @@ class Series:
         return self._written.fd
 
     def following(self) -> int | None:
-        """The next segment's descriptor, None for a worker that has asked too often before one was full."""
+        """The next segment's descriptor, None for a worker that has asked too often before one was full, or
+        does not go on to those that it was given: while it does not, none is sealed, and none pruned."""
+        if len(self._leaving) >= MOST_LEAVING:
+            return None
         before = self._written
         if before is not None and not self._is_full(before):
             # In trouble a worker asks early; one that was taken over would so push old records out.

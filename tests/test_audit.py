@@ -34,7 +34,7 @@ from proxy.audit import (
 from proxy.chain import MANIFEST, NOTHING_BEFORE, Unreadable, read, tail, verify
 from proxy.flow import Because, Origin, Protocol, Verdict
 from proxy.lines import LineFile
-from proxy.segments import Segments
+from proxy.segments import MOST_LEAVING, Segments, Series
 
 
 def opened(path: Path, max_bytes: int = 1 << 20) -> Segment:
@@ -352,6 +352,20 @@ def filled(segments: Segments, worker: str = "w1", zone: str = "corporate", reco
 
 def make(directory: Path, **options: Any) -> Segments:
     return Segments(directory, clock=lambda: NOW, **options)
+
+
+def test_a_worker_that_goes_on_to_none_of_its_segments_is_given_no_more(tmp_path: Path) -> None:
+    """While it writes to all of them none is sealed, and so none pruned: the disk would fill."""
+    series = Series(make(tmp_path / "audit"), "corporate", "w1", max_bytes=1)
+    given: list[int | None] = [series.begin(), *(series.following() for _ in range(MOST_LEAVING + 2))]
+    assert given[-2:] == [None, None] and None not in given[:-2]
+    series.gone_on(1)
+    given += [series.following(), series.following()]
+    assert given[-2] is not None and given[-1] is None
+    series.end()
+    for fd in given:
+        if fd is not None:
+            os.close(fd)
 
 
 def test_a_segment_is_a_file_of_0600_in_a_directory_of_0700_and_begins_with_a_header(tmp_path: Path) -> None:
