@@ -9,7 +9,6 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from lab import kernel
 from lab.control_groups import Freezer
@@ -17,7 +16,6 @@ from lab.gate import Gate
 from proxy.tunnels.base import MAX_AGE_NS
 
 LONG_NS = MAX_AGE_NS + MAX_AGE_NS // 10  # no proof from before has that life left
-QUIET_S = 0.5
 
 
 class Asleep:
@@ -38,42 +36,28 @@ class Asleep:
 
 @contextlib.contextmanager
 def stopped(gate: Gate) -> Iterator[Asleep]:
-    """All processes of a gate stand still, for longer than any proof lives; in the end all of them go on."""
+    """All processes of a gate stand still; in the end all of them go on."""
     daemon = gate.pid
     kernel.signal_all([daemon], signal.SIGSTOP)
     kernel.until("the daemon stands still", lambda: not kernel.is_running(daemon))
     while awake := [pid for pid in kernel.descendants(daemon) if kernel.is_running(pid)]:
         kernel.signal_all(awake, signal.SIGSTOP)
     below = [daemon, *kernel.descendants(daemon)]
-    asleep = Asleep(below)
     try:
-        _sleep()
-        yield asleep
+        yield Asleep(below)
     finally:
         kernel.signal_all(below, signal.SIGCONT)
 
 
 @contextlib.contextmanager
 def frozen(gate: Gate) -> Iterator[None]:
-    """All processes of a gate stand still for longer than any proof lives; in the end they go on at once."""
+    """All processes of a gate stand still; in the end they go on, at once."""
     with Freezer([gate.pid, *kernel.descendants(gate.pid)]) as freezer:
         freezer.freeze()
-        _sleep()
         yield
 
 
-def _sleep() -> None:
+def past_every_proof() -> None:
+    """Wait until no proof of now is good any more."""
     until_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + LONG_NS
     kernel.until("every proof is too old", lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME) > until_ns)
-
-
-def settled(file: Path) -> bytes:
-    """What a file has when nothing comes any more: what was on its way to it has arrived."""
-
-    def look() -> bool:
-        before = file.stat().st_size
-        time.sleep(QUIET_S)
-        return file.stat().st_size == before
-
-    kernel.until("what was on its way has arrived", look)
-    return file.read_bytes()

@@ -261,8 +261,8 @@ def test_a_gate_that_is_frozen_and_thawed(new_gate: NewGate, peer: Peer, wires: 
     for _ in range(THAWS):
         sleeper = Sleeper.of(gate)
         with frozen(gate):
-            arrived = sleeper.arrived()
+            last = sleeper.slept()
         sleeper.telling.says("ended by ConnectionResetError")
-        sleeper.has_lost_it(arrived)
+        sleeper.has_lost_it(last)
         wires.quiet()
         sleeper.telling.end()
