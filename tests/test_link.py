@@ -326,3 +326,22 @@ def test_close_ends_hearing_and_a_cancelled_hearing_loses_no_message(run: Run) -
         one.close()
 
     run(main())
+
+
+def test_a_peer_that_goes_with_words_unread_ends_hearing(run: Run) -> None:
+    """The kernel reports that as an error, after which libuv watches the descriptor no more."""
+
+    async def main() -> None:
+        one, other = ends()
+        heard: list[Dialled] = []
+        hearing = asyncio.create_task(other.hear(lambda message, _: heard.append(message)))
+        await asyncio.sleep(0)
+        other.send(Dialled("never read"))
+        for number in range(3):
+            one.send(Dialled(str(number)))
+        one.close()
+        async with asyncio.timeout(60):
+            await hearing
+        assert other.closed
+
+    run(main())
