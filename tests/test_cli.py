@@ -96,6 +96,13 @@ def test_each_command_shows_an_example_that_can_be_typed(nobody: Path) -> None:
         assert not [line for line in text.splitlines() if len(line) > 80], name
 
 
+@pytest.mark.parametrize("name", ["tunnel", "audit", "cert", "ca", "systemd"])
+def test_a_list_of_commands_is_not_cut_short(name: str) -> None:
+    text = call(name, "--help").output
+    listed = text[text.index("Commands:") :]
+    assert "..." not in listed and len(listed.splitlines()) > 2
+
+
 def test_the_list_of_commands_loads_none_of_them() -> None:
     code = (
         "import sys; from proxy.cli import zonegate; zonegate(['--help'], standalone_mode=False)\n"

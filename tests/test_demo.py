@@ -87,6 +87,17 @@ def test_without_wireguard_another_tunnel_is_taken_and_why_is_said(place: Path) 
     assert "nowhere.policy.yaml" in done.stderr, "and it goes on"
 
 
+def test_a_machine_that_is_too_busy_is_told_in_a_line(place: Path) -> None:
+    """What the gate says of itself is kept from the demonstration, which then gives up."""
+    deaf = "from proxy.demo import machines as m\nm.Machines.status = lambda self: {}['no status']\n"
+    short = "m.Machines.until.__defaults__ = (0.5,)\n"
+    done = demo(place, "-c", f"{deaf}{short}from proxy.cli import main\nmain()\n")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("zonegate: waited 0.5 s in vain until the tunnel is attested; try again")
+    assert list(place.iterdir()) == []
+
+
 def test_a_policy_that_cannot_be_read_is_told_with_the_gates_own_words(place: Path) -> None:
     done = demo(place, "-c", _WITH_POLICY, str(place / "nowhere.policy.yaml"))
     assert done.returncode == 1

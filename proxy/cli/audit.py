@@ -44,7 +44,7 @@ def command() -> None:
     """
 
 
-@command.command("tail")
+@command.command("tail", short_help="the last records, and what comes")
 @click.option(
     "-n", "count", default=20, show_default=True, type=click.IntRange(min=0), help="So many records."
 )
@@ -73,7 +73,7 @@ def tail(count: int, follow: bool, as_json: bool, directory: Path | None) -> Non
         _cannot(place, error)
 
 
-@command.command("show")
+@command.command("show", short_help="the records that fit")
 @click.option("-z", "--zone", shell_complete=zones, help="Of a zone.")
 @click.option("--user", help="Of a user.")
 @click.option("--flow", help="Of one flow: the reference in brackets that a refused program is shown.")
@@ -112,7 +112,7 @@ def show(as_json: bool, directory: Path | None, **wanted: str | None) -> None:
     sys.exit(1 if none else 0)
 
 
-@command.command("verify")
+@command.command("verify", short_help="whether all are there and unchanged")
 @click.option(
     "--head", default=chain.NOTHING_BEFORE, help="A head that was noted earlier; it must be in the chain."
 )

@@ -38,7 +38,7 @@ def command() -> None:
     """
 
 
-@command.command("create")
+@command.command("create", short_help="make one, once")
 @_directory
 @click.option("--name", default="zonegate inspection", show_default=True, help="The name that programs show.")
 def create(directory: Path | None, name: str) -> None:
@@ -58,7 +58,7 @@ def create(directory: Path | None, name: str) -> None:
         fail(str(error))
 
 
-@command.command("show")
+@command.command("show", short_help="until when, and for which names")
 @_directory
 @click.option("--policy", type=click.Path(path_type=Path), help="Say which names this policy binds it to.")
 @click.option("--json", "as_json", is_flag=True, help="The roots, for programs.")
@@ -81,7 +81,7 @@ def show(directory: Path | None, policy: Path | None, as_json: bool) -> None:
         fail(str(problems))
 
 
-@command.command("rotate")
+@command.command("rotate", short_help="a new root; the old key is destroyed")
 @_directory
 @click.option("--distrust", is_flag=True, help="The old root is trusted no longer: its key may be known.")
 def rotate(directory: Path | None, distrust: bool) -> None:

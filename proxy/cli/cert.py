@@ -44,7 +44,7 @@ def command() -> None:
     """
 
 
-@command.command("issue")
+@command.command("issue", short_help="a certificate and key, in a folder")
 @click.argument("name")
 @click.option("--kind", type=click.Choice([str(kind) for kind in Kind]), default="client", show_default=True)
 @click.option("--host", "hosts", multiple=True, help="A gateway's name or address; NAME if left out.")
@@ -69,7 +69,7 @@ def issue(name: str, kind: str, hosts: tuple[str, ...], days: int, site: Path) -
     _attempt(do)
 
 
-@command.command("renew")
+@command.command("renew", short_help="a new certificate for the same key")
 @click.argument("name")
 @click.option(
     "--new-key", is_flag=True, help="With another key. A gateway's new pin must be listed beforehand."
@@ -96,7 +96,7 @@ def renew(name: str, new_key: bool, days: int, site: Path) -> None:
     _attempt(do)
 
 
-@command.command("revoke")
+@command.command("revoke", short_help="end a machine's certificates")
 @click.argument("what", metavar="NAME|SERIAL")
 @_SITE
 def revoke(what: str, site: Path) -> None:
@@ -118,7 +118,7 @@ def revoke(what: str, site: Path) -> None:
     _attempt(do)
 
 
-@command.command("crl")
+@command.command("crl", short_help="what is revoked, for other gateways")
 @_DAYS
 @_SITE
 def crl(days: int, site: Path) -> None:
@@ -132,7 +132,7 @@ def crl(days: int, site: Path) -> None:
     _attempt(lambda now: click.echo(Authority(site).revocation_list(now, days=days), nl=False))
 
 
-@command.command("list")
+@command.command("list", short_help="what was issued, and until when")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @_SITE
 def list_all(as_json: bool, site: Path) -> None:

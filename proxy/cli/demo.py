@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -66,6 +67,8 @@ def command(once: bool, tunnel: str | None) -> None:
                     _stay(machines, usual is not None, console)
         except DemoFailed as error:
             fail(str(error), 1)
+        except (LookupError, subprocess.TimeoutExpired) as error:
+            fail(f"a part of it did not answer: {error}; try again when this machine has less to do", 1)
         except KeyboardInterrupt:
             pass
     sys.exit(0 if all(shown) else 1)

@@ -40,7 +40,7 @@ _user = click.option("--user", is_flag=True, help="For you alone, without root."
 _gateway = click.option("--gateway", is_flag=True, help="Of the corporate end; as who owns its key.")
 
 
-@command.command("show")
+@command.command("show", short_help="print the unit")
 @_config
 @_user
 @_gateway
@@ -53,7 +53,7 @@ def show(config: Path | None, user: bool, gateway: bool) -> None:
     click.echo(_text(config, user=user, gateway=gateway), nl=False)
 
 
-@command.command("install")
+@command.command("install", short_help="write it, and say what to type next")
 @_config
 @_user
 @_gateway

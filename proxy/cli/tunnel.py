@@ -46,7 +46,7 @@ def _one(name: str) -> dict[str, Any]:
     return one
 
 
-@command.command("list")
+@command.command("list", short_help="all, and what is proved of them")
 @_JSON
 def list_tunnels(as_json: bool) -> None:
     """Every tunnel and what is proved of it. Exit code 1 when one is not attested.
@@ -63,7 +63,7 @@ def list_tunnels(as_json: bool) -> None:
     sys.exit(0 if all(one["attested"] for one in told.values()) else 1)
 
 
-@command.command("show")
+@command.command("show", short_help="one in full")
 @_NAME
 @_JSON
 def show(name: str, as_json: bool) -> None:
@@ -96,7 +96,7 @@ def show(name: str, as_json: bool) -> None:
     sys.exit(0 if one["attested"] else 1)
 
 
-@command.command("down")
+@command.command("down", short_help="take one down and hold it there")
 @_NAME
 @_JSON
 def down(name: str, as_json: bool) -> None:
@@ -111,7 +111,7 @@ def down(name: str, as_json: bool) -> None:
     _say(done, as_json, f"{name} is held down")
 
 
-@command.command("up")
+@command.command("up", short_help="let one come up again")
 @_NAME
 @_JSON
 def up(name: str, as_json: bool) -> None:
@@ -131,7 +131,7 @@ def _say(done: dict[str, Any], as_json: bool, words: str) -> None:
     sys.exit(1 if done["trouble"] else 0)
 
 
-@command.command("import")
+@command.command("import", short_help="take one from a wg-quick file")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--name", default="", help="What the tunnel is called; else the name of the file.")
 @click.option(

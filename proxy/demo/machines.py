@@ -17,7 +17,7 @@ from typing import Any
 from proxy import paths, sandbox
 from proxy.demo.site import DemoSite, make_packet_site, make_site
 
-UP_LIMIT_S = 30.0
+UP_LIMIT_S = PROGRAM_LIMIT_S = ANSWER_LIMIT_S = 90.0  # a busy machine may take its time
 
 
 class DemoFailed(Exception):
@@ -99,16 +99,16 @@ class Machines:
             except LookupError:
                 pass
             time.sleep(0.05)
-        raise DemoFailed(f"waited {limit_s:g} s in vain until {what}")
+        words = f"waited {limit_s:g} s in vain until {what}"
+        raise DemoFailed(f"{words}; try again when this machine has less to do")
 
     def status(self) -> dict[str, Any]:
         """`zonegate status --json`; LookupError while there is none."""
-        done = subprocess.run(
-            zonegate("status", "--json"), env=self.environment, capture_output=True, timeout=20
-        )
+        asked = zonegate("status", "--json")
         try:
+            done = subprocess.run(asked, env=self.environment, capture_output=True, timeout=ANSWER_LIMIT_S)
             found = json.loads(done.stdout)
-        except ValueError as error:
+        except (subprocess.TimeoutExpired, ValueError) as error:
             raise LookupError("no status") from error
         return dict(found)
 
@@ -120,16 +120,20 @@ class Machines:
         """The command that runs a program in a bubble."""
         return zonegate("run", "--", *command)
 
-    def bubble(self, *command: str, limit_s: float = 30) -> subprocess.CompletedProcess[str]:
-        """Run a program in a bubble to its end."""
-        return subprocess.run(
-            self.run_command(*command),
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-        )
+    def bubble(self, *command: str, limit_s: float = PROGRAM_LIMIT_S) -> subprocess.CompletedProcess[str]:
+        """Run a program in a bubble to its end. Raises DemoFailed where that does not come."""
+        try:
+            return subprocess.run(
+                self.run_command(*command),
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=limit_s,
+            )
+        except subprocess.TimeoutExpired:
+            words = f"{' '.join(command)[:60]} took longer than {limit_s:g} s"
+            raise DemoFailed(f"{words}; try again when this machine has less to do") from None
 
     def start_bubble(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a program in a bubble; its output is counted by the caller."""

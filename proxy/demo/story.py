@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.demo.corporate import NAME
-from proxy.demo.machines import Machines
+from proxy.demo.machines import PROGRAM_LIMIT_S, Machines
 
 PAGE = "You reached it through the tunnel."
 CUT_LIMIT_S = 3.0  # the design's bound for a tunnel that falls silent
@@ -135,7 +135,7 @@ def _cut(machines: Machines) -> Iterator[Step]:
         while chunk := os.read(fd, 65536):
             got += len(chunk)
         seconds = time.monotonic() - began
-        code = download.wait(10)
+        code = download.wait(PROGRAM_LIMIT_S)
     finally:
         download.kill()
         download.wait()
