@@ -16,7 +16,7 @@ from proxy import quic
 from proxy.egress import DialFailed, Egress
 from proxy.exchange import Exchange
 from proxy.flow import Because, Flow, Missing, Origin, Protocol, Refusal
-from proxy.flow_table import FlowTable, OpenFlow
+from proxy.flow_table import FlowTable
 from proxy.gate import (
     TUNNEL_CURE,
     Admission,
@@ -29,6 +29,7 @@ from proxy.gate import (
 )
 from proxy.packet_egress import PacketEgress
 from proxy.passage import Passage
+from proxy.recording import open_flow
 from proxy.relay import Counts, End, Ending
 from proxy.resolving import resolve
 from proxy.visitor import Visitor
@@ -121,16 +122,7 @@ class DatagramPassage:
         except asyncio.CancelledError:
             recorder.ended(record, Counts(), began_s, "cut by the gate while dialling")
             raise
-        entry = OpenFlow(
-            id=number,
-            bubble=visitor.bubble,
-            flow=flow,
-            tunnel=egress.name,
-            policy=admission.policy.hash,
-            reset=lambda: exchange.end(Ending(End.CUT)),
-            because=str(admission.judgement.because),
-            duties=admission.policy.duties(flow),
-        )
+        entry = open_flow(admission, flow, visitor, number, lambda: exchange.end(Ending(End.CUT)))
         why = "no longer admitted when it was dialled"
         if not egress.admits(grant) or not self._passage.is_admitted(entry, admission):
             upstream.close()

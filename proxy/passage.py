@@ -21,7 +21,7 @@ from proxy.flow import Because, Flow, Missing, Origin, Refusal
 from proxy.flow_table import FlowTable, OpenFlow
 from proxy.gate import TUNNEL_CURE, Admission, Gate, Inspect, gate_refusal
 from proxy.purse import Accounts, Pocket, pocket_of
-from proxy.recording import Recorder
+from proxy.recording import Recorder, open_flow
 from proxy.refusals import Notice
 from proxy.relay import Counts, End, relay
 from proxy.vetted import vetted_client, vetted_upstream
@@ -142,17 +142,7 @@ class Passage:
             one.client.abort()
             upstream.abort()
 
-        entry = OpenFlow(
-            id=one.number,
-            bubble=one.visitor.bubble,
-            flow=flow,
-            tunnel=admission.egress.name,
-            policy=admission.policy.hash,
-            reset=reset,
-            hang_up=one.client.abort,
-            because=str(admission.judgement.because),
-            duties=admission.policy.duties(flow),
-        )
+        entry = open_flow(admission, flow, one.visitor, one.number, reset, hang_up=one.client.abort)
         why = str(End.FAULT)
         try:
             why = await self._relay(one, upstream, first, admission, entry, pocket)

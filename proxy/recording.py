@@ -14,6 +14,7 @@ from datetime import datetime
 
 from proxy.audit import AuditUnwritable, EndRecord, Segment, Tally, VerdictRecord
 from proxy.flow import Because, Flow, Missing, Refusal, Verdict
+from proxy.flow_table import OpenFlow
 from proxy.gate import Admission, Gate, Inspect, gate_refusal
 from proxy.relay import Counts
 from proxy.visitor import Visitor
@@ -29,6 +30,31 @@ class Tallies:
     refused: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+
+
+def open_flow(
+    admission: Admission | Inspect,
+    flow: Flow,
+    visitor: Visitor,
+    number: str,
+    reset: Callable[[], None],
+    *,
+    hang_up: Callable[[], None] = lambda: None,
+    inspected: bool = False,
+) -> OpenFlow:
+    """A flow that was admitted, as the flow table has it."""
+    return OpenFlow(
+        id=number,
+        bubble=visitor.bubble,
+        flow=flow,
+        tunnel=admission.egress.name,
+        policy=admission.policy.hash,
+        reset=reset,
+        hang_up=hang_up,
+        because=str(admission.judgement.because),
+        inspected=inspected,
+        duties=admission.policy.duties(flow),
+    )
 
 
 class Recorder:

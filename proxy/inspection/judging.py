@@ -20,7 +20,7 @@ from proxy.inspection.heads import Answered, Asked, Fields
 from proxy.inspection.scans import Scanning, scan_refusal, scanning_of
 from proxy.policy import Policy
 from proxy.purse import Accounts, pocket_of
-from proxy.recording import Recorder
+from proxy.recording import Recorder, open_flow
 from proxy.relay import tightest
 from proxy.visitor import Visitor
 
@@ -197,17 +197,7 @@ class Judging:
         return found
 
     def _entry(self, number: str, flow: Flow, answer: Admission | Inspect) -> OpenFlow:
-        entry = OpenFlow(
-            id=number,
-            bubble=self.visitor.bubble,
-            flow=flow,
-            tunnel=answer.egress.name,
-            policy=answer.policy.hash,
-            reset=lambda: self.reset(),
-            because=str(answer.judgement.because),
-            inspected=True,
-            duties=answer.policy.duties(flow),
-        )
+        entry = open_flow(answer, flow, self.visitor, number, lambda: self.reset(), inspected=True)
         self._table.add(entry)
         return entry
 
