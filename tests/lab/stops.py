@@ -177,13 +177,13 @@ def killed_in_setup(gate: Gate) -> int:
     """Kill the daemon of a gate with `held-setup` while bubblewrap's child waits for its word; that child."""
     above: dict[int, int] = {}
 
-    def held() -> list[int]:
+    def held() -> tuple[int, ...]:
         above.update(kernel.parents())
         below = kernel.descendants(gate.pid)
-        return [pid for pid in below if kernel.command_of(pid).startswith("bwrap --info-fd 98")]
+        found = [pid for pid in below if kernel.command_of(pid).startswith("bwrap --info-fd 98")]
+        return tuple(found) if len(found) == 2 else ()
 
-    kernel.until("bubblewrap and its child wait", lambda: len(held()) == 2)
-    one, other = held()
+    one, other = kernel.until("bubblewrap and its child wait", held)
     child, leader = (one, other) if above[one] == other else (other, one)
     gate.kill()
     kernel.until("bubblewrap ends", lambda: not kernel.is_alive(leader))
