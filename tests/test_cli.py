@@ -389,3 +389,18 @@ def test_the_script_is_one_that_bash_takes() -> None:
     assert "_zonegate_completion" in told
     for shell, mark in (("zsh", "#compdef zonegate"), ("fish", "complete --no-files --command zonegate")):
         assert mark in call("completion", shell).stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "out", "said"),
+    [
+        ("kill nonsense", 1, "0 flows cut\n", "zonegate: no open flow fits; see: zonegate flows\n"),
+        ("leaktest --row ZZ", 2, "", 'zonegate: no attempt is of row "ZZ"; there are N'),
+        ("tunnel show nope", 2, "", 'zonegate: "nope" is not a tunnel of this site; the site has hq\n'),
+    ],
+)
+def test_what_a_daemon_does_not_know_is_told_with_what_there_is(
+    running: Gate, typed: str, code: int, out: str, said: str
+) -> None:
+    found = running.run(*typed.split())
+    assert found[:2] == (code, out) and found[2].startswith(said) and found[2].count("\n") == 1, found

@@ -36,5 +36,7 @@ def command(flow: str, user: str | None, to: str | None, as_json: bool) -> None:
     done = order("kill", flow=flow, user=user or "", to=to or "")
     for line in done["trouble"]:
         warn(line)
+    if not done["cut"]:
+        warn("no open flow fits; see: zonegate flows")
     click.echo(json.dumps(done, indent=2) if as_json else f"{amounts.count(done['cut'], 'flow')} cut")
     sys.exit(0 if done["cut"] and not done["trouble"] else 1)

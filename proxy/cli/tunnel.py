@@ -41,7 +41,7 @@ def _told() -> dict[str, Any]:
 def _one(name: str) -> dict[str, Any]:
     told = _told()
     if name not in told:
-        fail(f'"{name}" is not a tunnel of this site; there are {", ".join(told)}')
+        fail(f'"{name}" is not a tunnel of this site; the site has {", ".join(told)}')
     one: dict[str, Any] = told[name]
     return one
 

@@ -105,8 +105,11 @@ class _Test:
             self._nonce, hosts, tuple(one for one in dict.fromkeys(directories) if os.access(one, os.W_OK))
         )
         undo.callback(self._listeners.close)
-        rows = request.rows
-        self._attempts = [one for one in table.attempts(self._ground()) if not rows or one.row in rows]
+        every = table.attempts(self._ground())
+        known = tuple(dict.fromkeys(one.row for one in every))
+        if unknown := [row for row in request.rows if row not in known]:
+            raise LeaktestError(f'no attempt is of row "{unknown[0]:.40}"; there are {", ".join(known)}')
+        self._attempts = [one for one in every if one.row in (request.rows or known)]
         signs = Signs.of(table.prefix(self._nonce), [sign for one in self._attempts for sign in one.signs])
         self._listeners.signs = signs
         self._host = self._kept(places.host(self._listeners.inherited))
