@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,7 @@ def run() -> Run:
 
 @pytest.fixture
 def proxy(site: Site, tmp_path: Path) -> Make:
-    @asynccontextmanager
-    async def make(**more: Any) -> AsyncIterator[Explicitly]:
-        async with explicitly(site, tmp_path, **{"serve": web, **more}) as there:
-            yield there
-
-    return make
+    return partial(explicitly, site, tmp_path, serve=web)
 
 
 def get(port: int) -> bytes:

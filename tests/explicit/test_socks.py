@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 from corporate_end import echo
-from explicit_world import PASSWORD, Explicitly, explicitly, password_lines
+from explicit_world import PASSWORD, explicitly, password_lines
 from first_words import hello
 from loopback import Run, Site, runner
 
@@ -42,12 +43,7 @@ def run() -> Run:
 
 @pytest.fixture
 def proxy(site: Site, tmp_path: Path) -> Make:
-    @asynccontextmanager
-    async def make(**more: Any) -> AsyncIterator[Explicitly]:
-        async with explicitly(site, tmp_path, **{"serve": echo, "kind": "socks5", **more}) as there:
-            yield there
-
-    return make
+    return partial(explicitly, site, tmp_path, serve=echo, kind="socks5")
 
 
 def named(name: str | bytes, port: int, command: int = 1) -> bytes:

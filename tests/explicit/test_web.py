@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,7 @@ def run() -> Run:
 
 @pytest.fixture
 def proxy(site: Site, tmp_path: Path) -> Make:
-    @asynccontextmanager
-    async def make(**more: Any) -> AsyncIterator[Explicitly]:
-        async with explicitly(site, tmp_path, **{"serve": web, **more}) as there:
-            yield there
-
-    return make
+    return partial(explicitly, site, tmp_path, serve=web)
 
 
 def get(port: int, path: str = "/", *more: str, host: str = "site.example", method: str = "GET") -> bytes:
