@@ -58,13 +58,10 @@ def answer_question(daemon: Daemon, what: str, parameters: str, user: User) -> s
 
 def status(daemon: Daemon, user: User) -> dict[str, Any]:
     """The state of everything; of bubbles and workers only the asking user's, unless the daemon's own."""
-    uid = user.uid
-    everything = uid == os.geteuid()
-    workers = [
-        _worker(zone, owner, worker)
-        for (zone, owner), worker in sorted(daemon.workers.items())
-        if everything or owner == uid
-    ]
+    return _of_everybody(daemon) | _of_user(daemon, user)
+
+
+def _of_everybody(daemon: Daemon) -> dict[str, Any]:
     return {
         "enforcement": "structural" if daemon.structural else "cooperative",
         "since": daemon.since.isoformat(timespec="seconds"),
@@ -72,49 +69,62 @@ def status(daemon: Daemon, user: User) -> dict[str, Any]:
         "state": str(daemon.places.state),
         "policy": {"name": daemon.loaded.policy.name, "hash": daemon.loaded.policy.hash},
         "reload": _reload(daemon.reloads),
-        "locks": [
-            asdict(lock) | {"words": lock.words}
-            for lock in daemon.locks.in_force
-            if everything or lock.uid in (EVERYBODY, uid)
-        ],
         "zones": {
             name: {"tunnels": list(zone.tunnels), "recorded": not zone.counted_only}
             for name, zone in daemon.loaded.site.zones.items()
         },
         "tunnels": {name: _tunnel(daemon, name) for name in daemon.keepers},
         "listeners": listeners.status(daemon.loaded.site.listeners),
-        "workers": workers,
-        "bubbles": [
-            {
-                "id": bubble.id,
-                "zone": bubble.zone,
-                "user": bubble.user,
-                "pid": bubble.pid,
-                "enforcement": bubble.enforcement,
-                "attached": bubble.attached,
-            }
-            for bubble, _ in daemon.bubbles.values()
-            if everything or bubble.uid == uid
-        ],
         "warnings": [
             line
             for name, keeper in daemon.keepers.items()
             for line in expiry.warnings(name, keeper.certificate, keeper.shown, datetime.now(UTC))
+        ],
+    }
+
+
+def _of_user(daemon: Daemon, user: User) -> dict[str, Any]:
+    uid = user.uid
+    everything = uid == os.geteuid()
+    workers = [
+        _worker(zone, owner, worker)
+        for (zone, owner), worker in sorted(daemon.workers.items())
+        if everything or owner == uid
+    ]
+    login = None if everything else user.login
+    return {
+        "locks": [
+            asdict(lock) | {"words": lock.words}
+            for lock in daemon.locks.in_force
+            if everything or lock.uid in (EVERYBODY, uid)
+        ],
+        "workers": workers,
+        "bubbles": [
+            _bubble(bubble) for bubble, _ in daemon.bubbles.values() if everything or bubble.uid == uid
         ],
         "waiting": [
             {"id": one.bubble, "pid": one.pid}
             for one in daemon.waiting.values()
             if one.is_there and (everything or one.bubble.startswith(f"{uid}-"))
         ],
-        "quotas": quota_service.status(
-            daemon.quotas, daemon.loaded.policy, None if everything else user.login
-        ),
+        "quotas": quota_service.status(daemon.quotas, daemon.loaded.policy, login),
         "trouble": [
             process["audit_trouble"]
             for worker in workers
             for process in (worker, worker["inspector"])
             if process and process["audit_trouble"]
         ],
+    }
+
+
+def _bubble(bubble: Bubble) -> dict[str, Any]:
+    return {
+        "id": bubble.id,
+        "zone": bubble.zone,
+        "user": bubble.user,
+        "pid": bubble.pid,
+        "enforcement": bubble.enforcement,
+        "attached": bubble.attached,
     }
 
 
