@@ -252,6 +252,11 @@ def is_running(pid: int) -> bool:
     return _state(pid) not in "TZX"
 
 
+def waits(pid: int) -> bool:
+    """Whether a process sleeps until something comes."""
+    return _state(pid) == "S"
+
+
 def _state(pid: int) -> str:
     """The letter of /proc/PID/stat; X for one that is gone."""
     try:

@@ -175,16 +175,14 @@ class Scene:
 
 def killed_in_setup(gate: Gate) -> int:
     """Kill the daemon of a gate with `held-setup` while bubblewrap's child waits for its word; that child."""
-    above: dict[int, int] = {}
 
-    def held() -> tuple[int, ...]:
-        above.update(kernel.parents())
-        below = kernel.descendants(gate.pid)
-        found = [pid for pid in below if kernel.command_of(pid).startswith("bwrap --info-fd 98")]
-        return tuple(found) if len(found) == 2 else ()
+    def held() -> tuple[int, int] | None:
+        above = kernel.parents()
+        mine = filter(kernel.waits, kernel.descendants(gate.pid))
+        waiting = [pid for pid in mine if kernel.command_of(pid).startswith("bwrap --info-fd 98")]
+        return next(((pid, above[pid]) for pid in waiting if above.get(pid) in waiting), None)
 
-    one, other = kernel.until("bubblewrap and its child wait", held)
-    child, leader = (one, other) if above[one] == other else (other, one)
+    child, leader = kernel.until("bubblewrap and its child wait", held) or (0, 0)
     gate.kill()
     kernel.until("bubblewrap ends", lambda: not kernel.is_alive(leader))
     return child
