@@ -47,6 +47,6 @@ pyproject.toml, and this is what it is about):
     sealed                                 the life of a worker's process
     worker, inspector, supervisor          the only places that wire
     attach                                 a namespace that was there before, as a zone
-    leaktest/                              every known way out, tried on this machine
+    leaktest/                              the known ways out, tried on this machine
     demo/, cli/                            the demonstration, the commands
 """

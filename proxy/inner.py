@@ -17,10 +17,9 @@ import termios
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from proxy import bubble, ipc, namespaces, prctl, sandbox
-from proxy.terminal import Stdio
 
 FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 NOT_STARTED = 125
@@ -29,7 +28,18 @@ TRY_AGAIN_S = 0.02  # a signal that comes before there is a program to take it
 _ALL_DESCRIPTORS = (1 << 31) - 1
 
 
-def live(view: bubble.View, stdio: Stdio, link: socket.socket, outer: int) -> NoReturn:
+class Streams(Protocol):
+    """The program's standard input, output and error, and its controlling terminal, if it has one."""
+
+    @property
+    def inner(self) -> Sequence[int]: ...
+    @property
+    def controlling(self) -> int | None: ...
+    def keep_inner(self) -> None:
+        """Close what is not the program's."""
+
+
+def live(view: bubble.View, stdio: Streams, link: socket.socket, outer: int) -> NoReturn:
     """Say `made`, or `!` and why not; on `go`, which brings the roots, be the program's parent to its end."""
     code = NOT_STARTED
     told = False
@@ -64,7 +74,7 @@ def _rules() -> bytes:
     return syscalls.bubble_filter()
 
 
-def _start(view: bubble.View, stdio: Stdio, rules: bytes) -> tuple[int, int]:
+def _start(view: bubble.View, stdio: Streams, rules: bytes) -> tuple[int, int]:
     """Start bubblewrap on the program. Returns its pid and where it tells of its own child."""
     seccomp_fd = ipc.memory_file("seccomp", rules)
     info_read, info_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -77,7 +87,7 @@ def _start(view: bubble.View, stdio: Stdio, rules: bytes) -> tuple[int, int]:
     return pid, info_read
 
 
-def _become(command: list[str], fds: Sequence[int], stdio: Stdio, parent: int) -> NoReturn:
+def _become(command: list[str], fds: Sequence[int], stdio: Streams, parent: int) -> NoReturn:
     """In the child: the program's terminal as its own, the descriptors that bubblewrap reads, then exec."""
     try:
         prctl.die_with_parent(parent)

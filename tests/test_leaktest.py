@@ -23,14 +23,16 @@ from lab.kernel import REPOSITORY
 from lab.world import USER
 from rich.console import Console
 
+from proxy import syscalls
 from proxy.cli.leaktest import code_of, command, show, verdict_of
 from proxy.leaktest import attempts as table
 from proxy.leaktest.attempts import Attempt, Control, Scope
+from proxy.leaktest.calls import PROBES
 from proxy.leaktest.capture import ARP, IPV4, IPV6, Sign, Signs
 from proxy.leaktest.ground import Ground, unix_listeners
 from proxy.leaktest.judge import Judged, Try, Verdict, judge
 from proxy.leaktest.places import LeaktestError
-from proxy.leaktest.probes import PROBES, client_hello, heard, question
+from proxy.leaktest.probes import client_hello, heard, question
 from proxy.leaktest.trial import Found
 
 GROUND = Ground(
@@ -46,6 +48,9 @@ GROUND = Ground(
     vsock_port=99,
     inherited=700,
     network="net:[4026531840]",
+    daemon="/run/zonegate/admin.sock",
+    process=(4711, "zgleak-0badcafe"),
+    memory_key=7,
 )
 TABLE = table.attempts(GROUND)
 PREFIX = table.prefix(GROUND.nonce)
@@ -81,6 +86,10 @@ def test_the_ways_that_the_threats_name_are_all_there() -> None:
         "abstract Unix socket", "Unix socket below /tmp", "in sight", "endpoint 192.0.2.7", "source route",
         "routing header", "::ffff:", "fragments", "echo request", "joining a group", "the host's network",
         "steer the kernel", "the host's own 192.0.2.2", "vsock", "a descriptor of the caller's",
+        "asking for AF_PACKET", "asking for AF_ALG", "other families of sockets", "32-bit", "io_uring_setup",
+        "bpf", "userfaultfd", "keyctl", "TIOCSTI", "a signal to a process", "tracing a process",
+        "the daemon's own socket",
+        "a file in the home", "DNS over QUIC", "0.0.0.0", "raw GRE", "::203.0.113.7",
     ):  # fmt: skip
         assert words in titles, words
 
@@ -89,6 +98,21 @@ def test_what_needs_files_is_not_tried_without_a_sandbox() -> None:
     of_files = {one.probe for one in TABLE if one.scope is Scope.SANDBOX}
     assert {"unix_in_sight", "inherited", "network_of_others", "files"} <= of_files
     assert "tcp" not in of_files
+
+
+def test_every_family_of_sockets_is_asked_for_that_a_bubble_is_refused() -> None:
+    """Of those that the kernel knows; the four that ordinary programs have are the filter's own."""
+    asked = [one.arguments["numbers"] for one in TABLE if one.probe == "families"]
+    assert set(table.ORDINARY) == syscalls.BUBBLE_FAMILIES
+    assert sorted(number for numbers in asked for number in numbers) == [
+        number for number in range(table.FAMILIES_KNOWN) if number not in syscalls.BUBBLE_FAMILIES
+    ]
+
+
+def test_the_document_names_the_rows_that_are_tried() -> None:
+    text = (REPOSITORY / "docs/leaktest.md").read_text()
+    told = re.search(r"\(rows ([^)]*)\)", text)
+    assert told and {*re.findall(r"[A-Z]\d+", told[1])} == {one.row for one in TABLE}
 
 
 # -- signs -------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def show(found: Found, console: Console) -> None:
 
 def verdict_of(found: Found) -> tuple[str, str]:
     """The last line, and its style."""
-    counts = {verdict: sum(one.verdict is verdict for one in found.judged) for verdict in Verdict}
+    counts = _counts(found)
     tried = f"{len(found.judged)} ways out, {counts[Verdict.HELD]} held"
     if counts[Verdict.ABSENT]:
         tried += f", {counts[Verdict.ABSENT]} not on this machine"
@@ -148,6 +148,10 @@ def verdict_of(found: Found) -> tuple[str, str]:
     return f"{tried}: nothing left the zone", "bold green"
 
 
+def _counts(found: Found) -> dict[Verdict, int]:
+    return {verdict: sum(one.verdict is verdict for one in found.judged) for verdict in Verdict}
+
+
 def _value(found: Found) -> dict[str, Any]:
     return {
         "zone": found.zone,
@@ -157,6 +161,7 @@ def _value(found: Found) -> dict[str, Any]:
         "captured": found.captured,
         "missed": found.missed,
         "result": verdict_of(found)[0],
+        "counts": _counts(found),
         "attempts": [_row(one) for one in found.judged],
     }
 

@@ -6,28 +6,55 @@ everybody knows, and what the host itself has. The letter and number of a row ar
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from inspect import signature
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
+from proxy.leaktest import calls
 from proxy.leaktest.capture import ARP, IPV4, IPV6, Sign
 from proxy.leaktest.ground import Ground
 
 RESOLVERS = ("1.1.1.1", "8.8.8.8", "9.9.9.9", "2606:4700:4700::1111")
 METADATA = ("169.254.169.254", "169.254.169.253", "100.100.100.200", "168.63.129.16", "fd00:ec2::254")
-GROUPS = (("224.0.0.251", 5353), ("224.0.0.252", 5355), ("239.255.255.250", 1900), ("ff02::fb", 5353))
-WITHIN = ("::ffff:{0}", "64:ff9b::{1}", "2002:{1}::1", "2001:0:{1}::1")
+GROUPS = (
+    ("224.0.0.251", 5353), ("224.0.0.252", 5355), ("239.255.255.250", 1900), ("ff02::fb", 5353),
+    ("ff02::1:3", 5355), ("ff02::c", 1900), ("ff02::1:2", 547),
+)  # fmt: skip
+WITHIN = (
+    "::ffff:{0}", "::{0}", "::ffff:0:{0}", "64:ff9b::{1}", "64:ff9b:1::{1}", "2002:{1}::1", "2001:0:{1}::1",
+)  # fmt: skip
 USUAL_DEVICES = ("eth0", "up0", "wlan0", "wg0", "tun0")
 KERNEL_FILES = (
     "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sysrq-trigger",
     "/sys/kernel/uevent_helper", "/proc/sys/net/ipv4/ip_forward",
 )  # fmt: skip
 ON_LINK = "10.254.78.1"  # the other end of the control's way out
-MPTCP, SCTP, UDP_LITE = 262, 132, 136
+DEVICE_FILES = (
+    "/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock", "/dev/kvm", "/dev/uinput", "/dev/uhid", "/dev/fuse",
+    "/dev/kmsg", "/dev/mem", "/dev/rfkill",
+)  # fmt: skip
+MPTCP, SMC, SCTP, UDP_LITE, GRE, ESP, OWN_HEADER = 262, 256, 132, 136, 47, 50, 255
+# Families of sockets (linux/socket.h). Four are those of ordinary programs: unix, inet, inet6, netlink.
+FAMILIES = {"AF_PACKET": 17, "AF_BLUETOOTH": 31, "AF_ALG": 38, "AF_VSOCK": 40, "AF_XDP": 44}
+ORDINARY, FAMILIES_KNOWN = (1, 2, 10, 16), 46
+# Calls, what each is given, and the error by which the kernel itself refuses that.
+CALLS: tuple[tuple[str, tuple[int, ...], int], ...] = (
+    ("io_uring_setup", (1, 0), errno.EFAULT),
+    ("bpf", (7, 0, 1 << 20), errno.E2BIG),
+    ("userfaultfd", (1 | 1 << 20,), errno.EINVAL),
+    ("keyctl", (0xFFFF,), errno.EOPNOTSUPP),
+    ("add_key", (0, 0, 0, 0, 0), errno.EFAULT),
+    ("request_key", (0, 0, 0, 0), errno.EFAULT),
+    ("perf_event_open", (0, 0, -1, -1, 1 << 40), errno.EINVAL),
+    ("name_to_handle_at", (-1, 0, 0, 0, 1 << 30), errno.EINVAL),
+)
 # Options of a loose and a strict source route (RFC 791), and a segment routing header (RFC 8754).
 _LOOSE, _STRICT, _SEGMENTS = 0x83, 0x89, 4
 
@@ -84,7 +111,7 @@ class Table:
         if probe in ("tcp", "fast_open"):
             more["source_port"] = self._random.randrange(10_000, 32_000)
             signs.append(_tcp_sign(more["address"], more["port"], more["source_port"]))
-        if probe not in _WITHOUT_MARK:
+        if "mark" in signature(calls.PROBES[probe]).parameters:
             more["mark"] = (prefix(self.ground.nonce) + b"%03d" % number).decode()
         found = tuple(Sign(sign.kind, sign.offset, sign.content, number) for sign in signs)
         self.rows.append(
@@ -107,13 +134,12 @@ class Table:
         return f"{self._random.choice(('198.51.100', '203.0.113'))}.{self._last.pop()}"
 
 
-_WITHOUT_MARK = frozenset({"devices", "unix", "unix_in_sight", "network_of_others", "files"})
-
-
 def attempts(ground: Ground) -> tuple[Attempt, ...]:
     """Every attempt on this ground."""
     table = Table(ground)
-    for part in (_devices, _addresses, _protocols, _groups, _names, _host_addresses, _host_files):
+    for part in (_devices, _addresses, _protocols, _groups, _names, _host_addresses):
+        part(table)
+    for part in (_host_files, _kernel, _others):
         part(table)
     return tuple(table.rows)
 
@@ -141,6 +167,10 @@ def _devices(table: Table) -> None:
     table.add("N5", "frames by a packet socket", "packet")
     for six in (False, True):
         table.add("N5", f"raw {'IPv6' if six else 'IPv4'}", "raw", address=table.address(six=six))
+    for name, protocol in (("GRE", GRE), ("ESP", ESP)):
+        table.add("N5", f"raw {name}", "raw", address=table.address(), protocol=protocol)
+    table.add("N5", "raw IPv4, from somebody else's address", "raw", address=table.address(),
+              protocol=OWN_HEADER, source=table.address())  # fmt: skip
 
 
 def _addresses(table: Table) -> None:
@@ -156,6 +186,7 @@ def _addresses(table: Table) -> None:
         place = f"the tunnel's endpoint {address}"
         table.add("N4", f"TCP to {place}", "tcp", address=address, port=port)
         table.add("N4", f"UDP to {place}", "udp", address=address, port=port)
+        table.add("N4", f"echo request to {place}", "ping", address=address)
     for within in WITHIN:
         four = ip_address("203.0.113.7").packed
         address = within.format("203.0.113.7", f"{four[:2].hex()}:{four[2:].hex()}")
@@ -166,6 +197,7 @@ def _addresses(table: Table) -> None:
 def _protocols(table: Table) -> None:
     table.add("N1", "TCP Fast Open", "fast_open", address=table.address(), port=443)
     table.add("N1", "Multipath TCP", "tcp", address=table.address(), port=443, protocol=MPTCP, needs="MPTCP")
+    table.add("B5", "SMC", "tcp", address=table.address(), port=443, protocol=SMC, needs="SMC")
     sctp = table.address()
     table.add("B5", "SCTP", "tcp", address=sctp, port=9, protocol=SCTP, needs="SCTP", signs=_target(sctp))
     table.add("B5", "UDP-Lite", "udp", address=table.address(), port=9, protocol=UDP_LITE, needs="UDP-Lite")
@@ -204,6 +236,7 @@ def _names(table: Table) -> None:
         table.add("D1", f"DNS over TCP to {address}", "tcp", expected, address=address, port=53,
                   says="dns-tcp")  # fmt: skip
         table.add("D3", f"DNS over TLS to {address}", "tcp", address=address, port=853, says="tls")
+        table.add("D3", f"DNS over QUIC to {address}", "udp", address=address, port=853)
     for address in RESOLVERS:
         table.add("D3", f"DNS over HTTPS to {address}", "tcp", address=address, port=443, says="tls")
         table.add("D3", f"QUIC to {address}", "udp", address=address, port=443)
@@ -214,22 +247,30 @@ def _host_addresses(table: Table) -> None:
     ground = table.ground
     for address in ground.routers:
         table.add("N11", f"TCP 80 of the router {address}", "tcp", address=address, port=80, says="http")
-        table.add("N11", f"UDP 1900 of the router {address}", "udp", address=address, port=1900)
+        for port in (1900, 5351):  # UPnP, and PCP (RFC 6887): who opens holes
+            table.add("N11", f"UDP {port} of the router {address}", "udp", address=address, port=port)
     for address in METADATA:
         table.add("I10", f"metadata service {address}", "tcp", address=address, port=80, says="http")
-    for address, port in ground.listening:
+    local = {"127.0.0.1": ("0.0.0.0", "::ffff:127.0.0.1"), "::1": ("::",)}
+    spelled = [(other, port) for address, port in ground.listening for other in local.get(address, ())]
+    for address, port in (*ground.listening, *spelled):
         for probe in ("tcp", "udp"):
             table.add("I10", f"the host's own {address}, {probe.upper()}", probe, address=address, port=port,
                       control=Control.HOST)  # fmt: skip
     table.add("B1", "an abstract Unix socket of the host", "unix", path=ground.unix_made[0],
               control=Control.HOST)  # fmt: skip
     table.add("B5", "vsock, out of a virtual machine", "vsock", port=ground.vsock_port,
-              scope=Scope.SANDBOX, control=Control.HOST, needs="vsock")  # fmt: skip
+              scope=Scope.SANDBOX, control=Control.HOST, needs="vsock host")  # fmt: skip
 
 
 def _host_files(table: Table) -> None:
     ground = table.ground
     inside: dict[str, Any] = {"scope": Scope.SANDBOX, "control": Control.HOST, "expected": "not there"}
+    if ground.daemon:
+        table.add("B6", "the daemon's own socket", "packets", path=ground.daemon, **inside)
+    directories = [str(Path(path).parent) for path in ground.unix_made[1:]]
+    table.add("B3", "a file in the home and the directories of the host", "written", directories=directories,
+              **inside)  # fmt: skip
     for path in ground.unix_made[1:]:
         table.add("B1", f"a Unix socket below {path.split('/zonegate')[0]}", "unix", path=path, **inside)
     if ground.unix_found:
@@ -241,6 +282,39 @@ def _host_files(table: Table) -> None:
     inside["expected"] = "refused"
     table.add("B4", "files that steer the kernel", "files", paths=list(KERNEL_FILES),
               needs="rights of root", **inside)  # fmt: skip
+
+
+def _kernel(table: Table) -> None:
+    """What the kernel is asked past any network; the filter of a bubble answers in its place."""
+    inside: dict[str, Any] = {"scope": Scope.SANDBOX, "control": Control.HOST}
+    for name, number in FAMILIES.items():
+        table.add("B5", f"asking for {name}", "families", "not there", numbers=[number], **inside)
+    others = sorted({*range(FAMILIES_KNOWN)} - {*ORDINARY, *FAMILIES.values()})
+    title = f"asking for {len(others)} other families of sockets"
+    table.add("B5", title, "families", "not there", numbers=others, **inside)
+    table.add("B5", "AF_VSOCK by the calls of 32-bit programs", "other_abi", family=FAMILIES["AF_VSOCK"],
+              needs="32-bit programs", **inside)  # fmt: skip
+    for name, given, answer in CALLS:
+        table.add("B5", name, "call", name=name, arguments=list(given), answer=answer, needs=name, **inside)
+    table.add("B5", "device files of the host", "writable", "not there", paths=list(DEVICE_FILES),
+              needs="device files for this user", **inside)  # fmt: skip
+    table.add("B2", "typing into a terminal (TIOCSTI)", "typed", needs="TIOCSTI", **inside)
+    table.add("B2", "asking for TIOCLINUX, TIOCSTI", "typing_requests", **inside)
+
+
+def _others(table: Table) -> None:
+    """Processes of the host, by their numbers there, and their memory."""
+    inside: dict[str, Any] = {"scope": Scope.SANDBOX, "control": Control.HOST, "expected": "not there"}
+    pid, name = table.ground.process
+    whom: dict[str, Any] = {"pid": pid, "name": name, **inside}
+    table.add("B4", "a signal to a process of the host", "signalled", **whom)
+    needs = "tracing of one's own processes"
+    table.add("B4", "tracing a process of the host", "traced", needs=needs, **whom)
+    table.add("B4", "reading a process of the host", "read", needs=needs, **whom)
+    table.add("B4", "a descriptor of a process of the host", "taken", fd=table.ground.inherited, needs=needs,
+              **whom)  # fmt: skip
+    table.add("B4", "shared memory of the host", "shared_memory", key=table.ground.memory_key,
+              needs="System V memory", **inside)  # fmt: skip
 
 
 # -- signs -------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ one of them has left the zone.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import re
@@ -16,7 +17,7 @@ import subprocess
 import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -27,7 +28,8 @@ from proxy.leaktest.capture import Sightings, Signs
 _LOOK_S = 0.05
 _LENT_FD = 700  # above what the probes open themselves
 _VSOCK_ANY = 0xFFFFFFFF
-_TCP_LISTEN_FLAG = "00010000"  # __SO_ACCEPTCON in /proc/net/unix
+_TCP_LISTEN_FLAG, _DATAGRAMS = "00010000", "0002"  # __SO_ACCEPTCON and SOCK_DGRAM in /proc/net/unix
+_IPC_CREAT, _IPC_EXCL, _IPC_RMID = 0o1000, 0o2000, 0  # shmget(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,9 @@ class Ground:
     vsock_port: int
     inherited: int
     network: str
+    daemon: str
+    process: tuple[int, str]
+    memory_key: int
 
 
 def addresses() -> tuple[str, ...]:
@@ -70,13 +75,28 @@ def resolvers() -> tuple[str, ...]:
 
 
 def unix_listeners(*shared: str) -> tuple[str, ...]:
-    """The host's listening Unix sockets that this user sees, but those that a bubble shares by design."""
+    """The host's Unix sockets that hear, as this user sees them, but those that a bubble shares by design.
+
+    Those of datagrams count by a file only: whoever wants an answer has an abstract one, named by number.
+    """
     found = []
     for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
         words = line.split(maxsplit=7)
-        if len(words) == 8 and words[3] == _TCP_LISTEN_FLAG and words[7] not in shared:
-            found.append(words[7])
-    return tuple(path for path in dict.fromkeys(found) if path.startswith("@") or _is_seen(path))
+        if len(words) < 8 or words[7] in shared:
+            continue
+        path, listens, of_datagrams = words[7], words[3] == _TCP_LISTEN_FLAG, words[4] == _DATAGRAMS
+        if (listens and path.startswith("@")) or ((listens or of_datagrams) and _is_seen(path)):
+            found.append(path)
+    return tuple(dict.fromkeys(found))
+
+
+def answering(sockets: Sequence[Path]) -> str:
+    """The first of these Unix sockets of whole messages that takes a connection; "" for none."""
+    for path in sockets:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.connect(str(path))
+            return str(path)
+    return ""
 
 
 def _is_seen(path: str) -> bool:
@@ -103,7 +123,7 @@ def _said(*command: str) -> str:
 
 
 class Listeners:
-    """Canary listeners of the host, until `close`: TCP, UDP, Unix, vsock. Who speaks has a mark."""
+    """Canary listeners of the host, until `close`: TCP, UDP, Unix, vsock, memory. Who speaks has a mark."""
 
     def __init__(self, nonce: str, hosts: tuple[str, ...], directories: tuple[Path, ...]) -> None:
         self._undo = contextlib.ExitStack()
@@ -118,6 +138,7 @@ class Listeners:
         self.unix = (abstract, *(path for one in directories if (path := self._file(one))))
         self.vsock = self._vsock()
         self.inherited = self._lent()
+        self.memory_key = self._memory(int(nonce, 16) & 0x7FFFFFFF)
         self._thread: threading.Thread | None = None
 
     # -- opening -----------------------------------------------------------------------------------
@@ -179,6 +200,15 @@ class Listeners:
         fd = fcntl.fcntl(theirs, fcntl.F_DUPFD, _LENT_FD)
         self._undo.callback(os.close, fd)
         return fd
+
+    def _memory(self, key: int) -> int:
+        """A segment of memory with this key; 0 where there are none."""
+        libc = ctypes.CDLL(None)
+        number = libc.shmget(key, 1, _IPC_CREAT | _IPC_EXCL | 0o600)
+        if number < 0:
+            return 0
+        self._undo.callback(libc.shmctl, number, _IPC_RMID, None)
+        return key
 
     # -- hearing -----------------------------------------------------------------------------------
 

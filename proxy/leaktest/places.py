@@ -7,6 +7,7 @@ All of them are forked before the test has any thread.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import select
@@ -17,15 +18,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from proxy import bubble, inner, ipc, namespaces, sandbox
-from proxy.leaktest import probes
+from proxy import bubble, inner, ipc, namespaces, prctl, sandbox
+from proxy.leaktest import calls, probes
 from proxy.leaktest.attempts import Attempt
 from proxy.leaktest.capture import packet_socket
 from proxy.run import Daemon
-from proxy.terminal import Stdio
 
+# Modules as they are given, by name and text, of which the last one has all probes.
+_PROGRAM = """
+import sys, types
+for name, text in zip(sys.argv[1::2], sys.argv[2::2]):
+    sys.modules[name] = module = types.ModuleType(name)
+    exec(compile(text, name, "exec"), vars(module))
+from proxy.leaktest.probes import main
+main(module.PROBES)
+"""
 ROUND_LIMIT_S = 30.0
 PING_FOR_ALL = "/proc/sys/net/ipv4/ping_group_range"
 # The way out of the control: a link between two namespaces that nobody else is in. Neighbours are fixed, so
@@ -118,12 +128,36 @@ def interpreter() -> Path:
 
 def probe_command() -> list[str]:
     """The program of the probes, as it can be started anywhere where the interpreter is seen."""
-    return [str(interpreter()), "-I", "-S", "-u", "-c", Path(probes.__file__).read_text()]
+    modules = [word for one in (probes, calls) for word in (one.__name__, inspect.getsource(one))]
+    return [str(interpreter()), "-I", "-S", "-u", "-c", _PROGRAM, *modules]
 
 
 def host(inherited: int) -> Place:
     """On the host, as any program there; it inherits one descriptor."""
     return Place("the host", lambda: os.set_inheritable(inherited, True), probe_command())
+
+
+class Bystander:
+    """A process of the host, of the same user, by whose name it is known; it does nothing."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                prctl.die_with_parent(parent)
+                prctl.may_be_traced()
+                Path("/proc/self/comm").write_text(name)
+                while True:
+                    signal.pause()
+            finally:
+                os._exit(1)
+
+    def close(self) -> None:
+        """End it."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
 
 
 def namespace(name: str, net_fd: int, user_fd: int | None = None) -> Place:
@@ -212,6 +246,17 @@ def _run(command: Sequence[str], text: str = "") -> None:
 # -- the bubble --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _OwnPipes:
+    """The streams of a place, which are pipes of this test's own: the probes have them as they are."""
+
+    inner: Sequence[int] = (0, 1, 2)
+    controlling: int | None = None
+
+    def keep_inner(self) -> None:
+        """There is nothing else."""
+
+
 class Bubble:
     """A bubble in which the probes run, known to the daemon while `daemon` has a link to it."""
 
@@ -222,7 +267,7 @@ class Bubble:
 
         def become() -> None:
             ours.close()
-            inner.live(view, Stdio(), theirs, outer)
+            inner.live(view, _OwnPipes(), theirs, outer)
 
         self.place = Place("a bubble", become, [])
         theirs.close()

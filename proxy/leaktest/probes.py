@@ -1,4 +1,6 @@
-"""Attempts to get out, as a program would make them. Runs by itself: standard library only, nothing of ours.
+"""Attempts to get out by a network, as a program would make them; `calls` has those past any network.
+
+Runs by itself: standard library only, nothing of ours.
 
 A line of JSON on standard input is a round, `[[number, probe, arguments], ...]`; all of it is tried at once,
 and a line of JSON says what came of each. What got through begins with `reached` or `answered`.
@@ -14,7 +16,7 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,6 +43,8 @@ WORDS = {
     errno.ENOENT: "not there",
     errno.ENOTDIR: "not there",
     errno.EBADF: "not there",
+    errno.ESRCH: "not there",
+    errno.ENOSYS: "not there",
 }
 
 
@@ -249,10 +253,13 @@ def ping(address: str, mark: str) -> str:
     return outcome(lambda: send(socket.SOCK_RAW)) if first == "refused: not permitted" else first
 
 
-def raw(address: str, mark: str) -> str:
-    """An IP packet that the program makes itself, past the kernel's own UDP."""
+def raw(address: str, mark: str, protocol: int = socket.IPPROTO_UDP, source: str = "") -> str:
+    """An IP packet that the program makes itself; with a source, its header too."""
     datagram = struct.pack("!HHHH", 9, 9, 8 + len(mark), 0) + mark.encode()
-    with socket.socket(family_of(address), socket.SOCK_RAW, socket.IPPROTO_UDP) as sock:
+    if source:  # RFC 791, section 3.1; the kernel fills in the length and the sums
+        ends = socket.inet_aton(source) + socket.inet_aton(address)
+        datagram = struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, 0, 64, socket.IPPROTO_UDP, 0) + ends + datagram
+    with socket.socket(family_of(address), socket.SOCK_RAW, protocol) as sock:
         sock.settimeout(0.2)
         sock.connect((address, 0))
         sock.send(datagram)
@@ -359,7 +366,7 @@ def vsock(port: int, mark: str) -> str:
     return sweep((str(cid), lambda c=cid: send(c)) for cid in (1, 2))  # type: ignore[misc]
 
 
-PROBES: dict[str, Callable[..., str]] = {
+NETWORK_PROBES: dict[str, Callable[..., str]] = {
     probe.__name__: probe
     for probe in (
         tcp, fast_open, udp, device_sweep, index_sweep, source_sweep, group, ping, raw, packet, resolve,
@@ -368,22 +375,20 @@ PROBES: dict[str, Callable[..., str]] = {
 }  # fmt: skip
 
 
-def tried(probe: str, arguments: dict[str, object]) -> str:
+def tried(probe: Callable[..., str], arguments: dict[str, object]) -> str:
     try:
-        return outcome(lambda: PROBES[probe](**arguments))
+        return outcome(lambda: probe(**arguments))
     except Exception as error:
         return f"failed: {error!r}"
 
 
-def main() -> None:
-    """Rounds until the input ends."""
+def main(probes: Mapping[str, Callable[..., str]]) -> None:
+    """Rounds of these probes until the input ends."""
     os.environ["RES_OPTIONS"] = "timeout:1 attempts:1"  # resolv.conf(5): a resolver that is silent, once
     for line in sys.stdin:
         attempts = json.loads(line)
         with ThreadPoolExecutor(max(1, len(attempts))) as pool:
-            running = [(number, pool.submit(tried, probe, given)) for number, probe, given in attempts]
+            running = [
+                (number, pool.submit(tried, probes[probe], given)) for number, probe, given in attempts
+            ]
             print(json.dumps({number: found.result() for number, found in running}), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -105,6 +105,8 @@ class _Test:
             self._nonce, hosts, tuple(one for one in dict.fromkeys(directories) if os.access(one, os.W_OK))
         )
         undo.callback(self._listeners.close)
+        self._bystander = places.Bystander(f"zgleak-{self._nonce}")
+        undo.callback(self._bystander.close)
         every = table.attempts(self._ground())
         known = tuple(dict.fromkeys(one.row for one in every))
         if unknown := [row for row in request.rows if row not in known]:
@@ -153,6 +155,9 @@ class _Test:
             vsock_port=listeners.vsock,
             inherited=listeners.inherited,
             network=str(Path("/proc/self/ns/net").readlink()),
+            daemon=ground.answering(self._request.sockets),
+            process=(self._bystander.pid, self._bystander.name),
+            memory_key=listeners.memory_key,
         )
 
     def _host_wire(self, signs: Signs) -> Capture | None:

@@ -9,20 +9,22 @@ from typing import Any
 
 import pytest
 
-from lab import kernel
-from lab.conftest import AS_ROOT, NewGate
+from lab import kernel, weakened
+from lab.conftest import AS_ROOT, AS_USER, WITHOUT
 from lab.gate import Gate
 from lab.kernel import Place
 from lab.world import GATEWAY, RESOLVER
+from proxy.leaktest.attempts import CALLS, FAMILIES
 
 LIMIT_S = 400.0
-ROWS = ("N1", "N2", "N4", "N5", "N11", "B1", "D1", "I10")
+ROWS = ("N1", "N2", "N4", "N5", "N11", "B1", "B2", "B3", "B4", "B5", "B6", "D1", "I10")
 
 
-def _result(gate: Gate, *options: str) -> tuple[int, dict[str, Any]]:
+def _result(gate: Gate, *options: str, without: frozenset[str] = WITHOUT) -> tuple[int, dict[str, Any]]:
     place = gate.host.place
     there = Place(place.network, place.mounts, place.uid, {**place.environment, **gate.environment})
-    done = kernel.run(there, gate.command("leaktest", "--json", *options), limit_s=LIMIT_S)
+    command = weakened.command(without, ["leaktest", "--json", *options])
+    done = kernel.run(there, command, limit_s=LIMIT_S)
     assert done.out, done
     return done.code, json.loads(done.out)
 
@@ -46,20 +48,39 @@ def test_nothing_leaves(gate: Gate) -> None:
         shown = row["control"]["seen_at"] or row["control"]["outcome"].startswith("reached")
         assert shown or row["verdict"] == "not on this machine", row
     tried = _rows(result, "held")
-    for words in (f"endpoint {GATEWAY}", f"DNS over UDP to {RESOLVER}", "in sight", "169.254.169.254"):
+    for words in (f"endpoint {GATEWAY}", f"DNS over UDP to {RESOLVER}", "in sight", "169.254.169.254",
+                  "asking for AF_VSOCK", "other families", "TIOCLINUX", "a signal to a process",
+                  "the daemon's own socket"):  # fmt: skip
         assert any(words in title for title in tried), words
     assert ("up0" in result["captured"]) == (gate.host.uid == 0)
     assert not (seen := gate.host.world.wire.seen()), [str(frame) for frame in seen[:10]]
 
 
 @AS_ROOT
-def test_a_bubble_that_sees_the_hosts_sockets(new_gate: NewGate) -> None:
-    """Red: the sockets in /run and /tmp of the host, and nothing else."""
-    gate = new_gate("bubble-mounts").attested()
-    code, result = _result(gate, "--row", "B1")
+def test_a_bubble_that_sees_the_hosts_sockets(gate: Gate) -> None:
+    """Red: the sockets in /run and /tmp of the host, the daemon's own, files beside them."""
+    rows = ("--row", "B1", "--row", "B3", "--row", "B6")
+    code, result = _result(gate, *rows, without=WITHOUT | {"bubble-mounts"})
     leaks = _rows(result, "leak")
-    assert code == 1 and "a Unix socket below /tmp" in leaks, result["result"]
-    assert {row["row"] for row in result["attempts"]} == {"B1"}
+    assert code == 1 and result["counts"]["leak"] == len(leaks), result["result"]
+    for title in ("a Unix socket below /tmp", "a file in the home and the directories of the host"):
+        assert title in leaks, (title, leaks)
+    assert {row["row"] for row in result["attempts"]} == {"B1", "B3", "B6"}
+
+
+@AS_USER
+def test_a_bubble_without_its_filter(gate: Gate) -> None:
+    """Red: every question to the kernel that the filter answers; processes outside are still out of reach."""
+    rows = ("--row", "B2", "--row", "B4", "--row", "B5")
+    code, result = _result(gate, *rows, without=WITHOUT | {"bubble-filter"})
+    leaks, absent = _rows(result, "leak"), _rows(result, "not on this machine")
+    assert code == 1, result["result"]
+    assert {"asking for TIOCLINUX, TIOCSTI", *(f"asking for {name}" for name in FAMILIES)} <= {*leaks}
+    assert any("other families of sockets" in title for title in leaks)
+    for title in ("typing into a terminal (TIOCSTI)", *(name for name, *_ in CALLS)):
+        assert title in leaks or title in absent, (title, result)
+    held = [row["attempt"] for row in result["attempts"] if row["row"] == "B4" and row["verdict"] == "held"]
+    assert {"a signal to a process of the host", "a descriptor of a process of the host"} <= {*held, *absent}
 
 
 @pytest.fixture
