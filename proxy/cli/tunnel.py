@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from proxy.cli.completing import tunnels
 from proxy.cli.errors import fail, warn
 from proxy.cli.status import tunnel_table
 from proxy.messages.admin import Ask
+
+if TYPE_CHECKING:
+    from proxy.wg_quick import Imported
 
 MOST = 1 << 20  # characters of a wg-quick file
 _NAME = click.argument("name", shell_complete=tunnels)
@@ -157,19 +160,11 @@ def import_file(file: Path, name: str, keys: Path | None, into: Path | None, zon
     """
     from proxy.cli.inserting import NotPut, put_into
     from proxy.config import is_name
-    from proxy.wg_quick import NotImported, read
 
     name = name or file.stem.lower()
     if not is_name(name):
         fail(f'"{name}" is no name of a tunnel; say --name, of a-z, 0-9 and -, at most 32')
-    try:
-        with file.open() as opened:
-            found = read(opened.read(MOST), str(file))
-    except NotImported as error:
-        fail(str(error))
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        fail(f"{file} cannot be read: {why}; name a wg-quick file")
+    found = _read(file)
     if into is not None and not (found.dns or probe):
         fail(f'{file} names no resolver; say what answers behind the peer: --probe "icmp ADDRESS"')
     directory = keys or (into.parent if into is not None else Path())
@@ -201,6 +196,19 @@ def import_file(file: Path, name: str, keys: Path | None, into: Path | None, zon
     )
     click.echo("# of a zone. To have that done, remove the keys and say: --into zonegate.yaml")
     click.echo(entry, nl=False)
+
+
+def _read(file: Path) -> Imported:
+    from proxy.wg_quick import NotImported, read
+
+    try:
+        with file.open() as opened:
+            return read(opened.read(MOST), str(file))
+    except NotImported as error:
+        fail(str(error))
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        fail(f"{file} cannot be read: {why}; name a wg-quick file")
 
 
 def _named(path: Path, into: Path | None) -> str:
