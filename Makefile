@@ -6,7 +6,7 @@ BIN   := $(VENV)/bin
 RUN_TOOLS  := bwrap:bubblewrap nft:nftables ip:iproute2 libseccomp.so.2:libseccomp2 curl:curl wg:wireguard-tools wireguard-go:wireguard-go
 TEST_TOOLS := openssl:openssl git:git ssh:openssh-client sshd:openssh-server tcpdump:tcpdump dig:bind9-dnsutils tmux:tmux setpriv:util-linux wget:wget npm:npm nc.openbsd:netcat-openbsd /usr/lib/python3/dist-packages/requests:python3-requests /usr/lib/python3/dist-packages/httpx:python3-httpx /usr/lib/python3/dist-packages/socks.py:python3-socks systemd-analyze:systemd haproxy:haproxy tinyproxy:tinyproxy-bin apache2:apache2-bin squid:squid-openssl chromium:chromium node:nodejs iperf3:iperf3 crun:crun
 
-.PHONY: help demo test lab-long lint fuzz bench setup setup-test debian-run debian-test clean
+.PHONY: help demo test lab-long lab-red lint fuzz bench setup setup-test debian-run debian-test clean
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t16
 
@@ -18,6 +18,9 @@ test: setup-test lint ## everything: lint, types, import contract, all tests
 
 lab-long: setup-test ## the lab at length (an hour): every process killed at every step of its start, 200 flaps, shortages
 	$(BIN)/pytest -s $(or $(LAB),tests/lab/long_life.py)
+
+lab-red: setup-test ## the lab with each row's defence taken out: every test that docs/threats.md names for it must fail (ROWS="N1 N2")
+	cd tests && ../$(BIN)/python -m lab.red $(ROWS)
 
 lint: setup-test ## ruff, mypy strict, the floors
 	$(BIN)/ruff check .

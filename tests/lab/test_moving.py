@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
 from lab import kernel
 from lab.conftest import AS_ROOT, NewGate, Watch
 from lab.gate import Gate
-from lab.test_tunnel import assert_served, download
-from lab.world import GATEWAY, INTRANET, Gateway, Host, World
+from lab.opening import Probe
+from lab.test_tunnel import NAME, assert_served, download
+from lab.world import CODE, GATEWAY, INTRANET, SERVER_NAME, Gateway, Host, World
+from proxy.certificates import Issued, issue_server
 
 PORT = 8447
 FLAPS = 200
 SMALL_MTU = 1280  # the least that IPv6 lives with (RFC 8200, section 5)
 
 
-def gateway_at(world: World, address: str) -> Gateway:
-    """A corporate end with the pinned key at an address of corp."""
-    made = Gateway(world, world.directory / f"at-{address}", world.names.server, port=PORT)
+def gateway_at(world: World, address: str, server: Issued | None = None) -> Gateway:
+    """A corporate end at an address of corp, with the pinned key or another."""
+    made = Gateway(world, world.directory / f"at-{address}", server or world.names.server, port=PORT)
     config = made.directory / "gateway.yaml"
     config.write_text(config.read_text().replace(f'"{GATEWAY}:{PORT}"', f'"{address}:{PORT}"'))
     return made
@@ -34,7 +37,9 @@ def test_the_gateway_moves(new_gate: NewGate, host: Host, world: World) -> None:
         assert kernel.run(host.root, ["mount", "--bind", str(hosts), "/etc/hosts"]).code == 0
         undo.callback(kernel.run, host.root, ["umount", "/etc/hosts"])
         first, second = (gateway_at(world, address) for address in (GATEWAY, INTRANET))
-        for one in (first, second):
+        other_key = issue_server(world.names.authority, [SERVER_NAME], now=datetime.now(UTC))
+        impostor = gateway_at(world, CODE, other_key)
+        for one in (first, second, impostor):
             undo.callback(one.end)
             one.start()
         gate = new_gate(gateway=f"moving.corp.example:{PORT}").attested()
@@ -47,6 +52,16 @@ def test_the_gateway_moves(new_gate: NewGate, host: Host, world: World) -> None:
         assert_served(gate)
         assert _served_by(second)
         assert gate.tunnel()["peer"] == world.names.server.pin
+        hosts.write_text(f"{CODE} moving.corp.example\n")
+        second.end()
+        asked = ("curl", "-sS", "-m", "60", f"http://{NAME}/")
+        kernel.until(
+            "the other key is seen",
+            lambda: gate.run(*asked) and ("is not pinned" in gate.said() or _served_by(impostor)),
+        )
+        assert not _served_by(impostor)
+        assert_served(new_gate("attest", "peer", gateway=f"moving.corp.example:{PORT}"))
+        assert _served_by(impostor), "a control must be red"
 
 
 def _served_by(gateway: Gateway) -> bool:
@@ -54,8 +69,9 @@ def _served_by(gateway: Gateway) -> bool:
 
 
 @AS_ROOT
-def test_the_way_flaps(gate: Gate, watch: Watch, world: World) -> None:
+def test_the_way_flaps(gate: Gate, world: World) -> None:
     """However often it goes and comes, nothing else is tried; in the end the tunnel is back by itself."""
+    probe = Probe(gate)
     gate.attested()
     bubble = download(gate)
     flap = f"for i in $(seq {FLAPS}); do ip link set n-corp up; ip link set n-corp down; done"
@@ -66,7 +82,7 @@ def test_the_way_flaps(gate: Gate, watch: Watch, world: World) -> None:
         world.take_link_up()
     gate.attested()
     assert_served(gate)
-    watch.only_the_gateway()
+    probe.end()
     bubble.end()
 
 

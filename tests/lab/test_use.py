@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from lab.conftest import Watch
+from lab.conftest import AS_ROOT, NewGate, Watch
 from lab.gate import Gate, python
 from lab.kernel import LIMIT_S
 from lab.servers import digest
 from lab.world import INTRANET, PUBLIC, PUBLIC6, RESOLVER
+from proxy.namespaces import OWN_V4
 
 INTRANET_NAME = "intranet.corp.example"
 GIB = 1024
@@ -111,6 +112,16 @@ def test_names_are_synthetic(gate: Gate, watch: Watch) -> None:
         assert done.code == 0 and done.out.startswith("198.1"), done
     assert gate.run("dig", "+short", "HTTPS", INTRANET_NAME).out == ""
     watch.only_the_gateway()
+
+
+@AS_ROOT
+def test_a_name_is_asked_as_it_is(gate: Gate, new_gate: NewGate) -> None:
+    """D5: no suffix is put behind a name, by glibc or dig, and nobody is asked but the gate."""
+    for one, red in (new_gate("one-resolver"), True), (gate, False):
+        found = one.run("getent", "ahostsv4", "printer").out
+        asked = one.run("dig", "+search", "printer").out
+        assert ("lan.example" in found, "lan.example" in asked) == (red, red), found + asked
+        assert f"SERVER: {RESOLVER if red else OWN_V4}#53" in asked, asked
 
 
 @pytest.mark.parametrize("resolver", [RESOLVER, "2001:4860:4860::8888", "10.200.1.1"])

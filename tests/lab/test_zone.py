@@ -1,13 +1,15 @@
-"""Nothing but the gate is reachable from a zone: rows N1 to N5, N11 to N13, D1, D5, I3 and I10.
+"""Nothing but the gate is reachable from a zone: rows N1 to N5, N11 to N13, D1, D3, I3 and I10.
 
 Each attempt runs first where the defence is missing, and must be seen there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -16,11 +18,12 @@ from lab import kernel
 from lab.conftest import WITH_A_CONTROL, NewGate, Watch
 from lab.gate import Gate, python
 from lab.kernel import Place
-from lab.opening import attempt, opened, remove_capture
+from lab.opening import Probe, attempt, opened, remove_capture
 from lab.wire import Frame
-from lab.world import GATEWAY, INTRANET, PUBLIC, PUBLIC6, RESOLVER, ROUTER
+from lab.world import GATEWAY, INTRANET, PUBLIC, PUBLIC6, RESOLVER, ROUTER, World
 
 NAME = "intranet.corp.example"
+ADVERTISED = "2001:db8:bad::/64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ ATTEMPTS = (
     Attempt("D1 the ISP's resolver", ("question", RESOLVER), "udp", f"{RESOLVER}:53"),
     Attempt("D1 the router's resolver", ("question", ROUTER), "udp", f"{ROUTER}:53"),
     Attempt("D1 a resolver over TCP", ("question", RESOLVER), "tcp", f"{RESOLVER}:53"),
-    Attempt("D1 DNS over TLS", ("question", RESOLVER), "tcp", f"{RESOLVER}:853"),
+    Attempt("D3 DNS over TLS", ("question", RESOLVER), "tcp", f"{RESOLVER}:853"),
     Attempt("D1 an IPv6 resolver", ("question", "2001:db8:1::1"), "udp", "2001:db8:1::1:53"),
 )
 
@@ -103,36 +106,30 @@ def test_raw_frames(gate: Gate, watch: Watch) -> None:
     seen = gate.host.world.wire.seen()
     assert any(frame.kind == "ethertype 88b5" for frame in seen), f"a control must be red: {done}"
     watch.forget()
+    inside, said = attempt(gate, *python("canary", "raw", ""), control=True)
+    raw = [str(frame) for frame in inside if frame.kind == "ethertype 88b5"]  # the link greets by itself
+    assert not raw, f"no CAP_NET_RAW and no AF_PACKET, whatever link there is: {raw}"
+    assert "sent" not in said, said
     seen, said = attempt(gate, *python("canary", "raw", ""))
     assert not seen and "sent" not in said, said
-    inside, said = attempt(gate, *python("canary", "raw", ""), control=True)
-    raw = [frame for frame in inside if frame.kind == "ethertype 88b5"]  # the link greets by itself
-    assert not raw and "sent" not in said, "no CAP_NET_RAW and no AF_PACKET, whatever link there is"
 
 
 @WITH_A_CONTROL
-def test_its_own_capture_vanishes(gate: Gate, watch: Watch, control: bool) -> None:
+def test_its_own_capture_vanishes(gate: Gate, control: bool) -> None:
     """N1: rules, routes and lo of a zone go in the middle of everything; there is no other way to take."""
-    bubble = gate.bubble(*python("canary", "loop", PUBLIC))
-    bubble.says("round 2")
-    if control or "linkless" in gate.settings.without:
-        with opened(bubble) as wire:
-            kernel.until("a control must be red", lambda: _to_public(wire.seen()))
-        if control:
-            return
-    zone = bubble.network()
+    probe = Probe(gate, control=control)
+    zone = probe.bubble.network()
     try:
         remove_capture(zone)
         kernel.must(zone, "ip link set lo down")
     finally:
         os.close(zone)
-    before = len(bubble.lines())
-    kernel.until("two rounds more", lambda: len(bubble.lines()) >= before + 2)
-    watch.only_the_gateway()
-
-
-def _to_public(seen: list[Frame]) -> list[Frame]:
-    return [frame for frame in seen if PUBLIC in frame.target]
+    probe.a_round()
+    if control:
+        with pytest.raises(AssertionError, match="left the zone"):
+            probe.end()
+    else:
+        probe.end()
 
 
 def test_routes_of_the_local_network(gate: Gate, watch: Watch) -> None:
@@ -149,20 +146,19 @@ def test_routes_of_the_local_network(gate: Gate, watch: Watch) -> None:
         watch.forget()
         done = gate.run("curl", "-sS", "-m", "60", f"http://{NAME}/")
         assert done.out == "the intranet\n"
-        gate.run("curl", "-sS", "-m", "60", f"http://{PUBLIC}/")
         watch.only_the_gateway()
+        for control in (True, False):
+            seen, said = attempt(gate, *python("canary", "stream", PUBLIC, "80"), control=control)
+            assert bool(seen) == control, (said, [str(frame) for frame in seen[:10]])
     finally:
         for route in routes:
             kernel.must(world.device, f"ip route del {route}")
 
 
-def test_a_rogue_router(gate: Gate, watch: Watch) -> None:
+@WITH_A_CONTROL
+def test_a_rogue_router(gate: Gate, watch: Watch, control: bool) -> None:
     """N12: a router advertisement changes the host's routes, and a zone does not hear it."""
     world = gate.host.world
-    advertised = "2001:db8:bad::/64"
-    kernel.must(world.device, "sysctl -qw net.ipv6.conf.up0.accept_ra=2")
-    kernel.must(world.net, "ip -6 addr add fe80::1/64 dev n-device nodad")
-    kernel.must(world.device, "ip -6 addr add fe80::2/64 dev up0 nodad")
     bubble = gate.bubble(
         "sh",
         "-c",
@@ -170,25 +166,43 @@ def test_a_rogue_router(gate: Gate, watch: Watch) -> None:
         "sh",
         *python("canary", "stream", PUBLIC6, "80"),
     )
-    try:
-        bubble.says("begun")
-        _advertise(world.net, advertised)
-        kernel.until("a control must be red", lambda: advertised in _routes6(world.device))
+    bubble.says("begun")
+    with contextlib.ExitStack() as undo:
+        undo.callback(bubble.end)
+        if control or "linkless" in gate.settings.without:
+            zone = bubble.network()
+            undo.callback(os.close, zone)
+            wire = undo.enter_context(opened(bubble))
+            _advertise(world.device, wire.device)
+            kernel.until("the zone has heard it", lambda: ADVERTISED in _routes6(zone))
+        if not control:
+            undo.enter_context(_the_host_is_misled(world))
         watch.forget()
         bubble.tell("go")
         bubble.says("end")
-        assert not any(line.startswith("20010db80bad") for line in bubble.heard)
+        heard = [line for line in bubble.heard if line.startswith("20010db80bad")]
+        assert bool(heard) == control, heard or "a control must be red"
         bubble.tell("go")
         kernel.until("it has tried", lambda: bubble.lines()[-1] != "end")
         watch.only_the_gateway()
+
+
+@contextlib.contextmanager
+def _the_host_is_misled(world: World) -> Iterator[None]:
+    """The host believes a router advertisement."""
+    kernel.must(world.device, "sysctl -qw net.ipv6.conf.up0.accept_ra=2")
+    kernel.must(world.device, "ip -6 addr add fe80::2/64 dev up0 nodad")
+    try:
+        _advertise(world.net, "n-device")
+        kernel.until("a control must be red", lambda: ADVERTISED in _routes6(world.device))
+        yield
     finally:
-        bubble.end()
         kernel.must(
             world.device, "sysctl -qw net.ipv6.conf.up0.accept_ra=0", "ip -6 addr del fe80::2/64 dev up0"
         )
-        kernel.must(world.device, f"ip -6 addr flush dev up0 to {advertised}")
+        kernel.must(world.device, f"ip -6 addr flush dev up0 to {ADVERTISED}")
         kernel.run(Place(world.device), ["ip", "-6", "route", "flush", "proto", "ra"])
-        kernel.run(Place(world.device), ["ip", "-6", "route", "del", advertised, "dev", "up0"])
+        kernel.run(Place(world.device), ["ip", "-6", "route", "del", ADVERTISED, "dev", "up0"])
         kernel.must(world.net, "ip -6 addr del fe80::1/64 dev n-device")
 
 
@@ -196,16 +210,17 @@ def _routes6(network: int) -> str:
     return kernel.run(Place(network), ["ip", "-6", "route"]).out
 
 
-def _advertise(network: int, prefix: str) -> None:
-    """Send a router advertisement with an on-link prefix (RFC 4861, section 4.2) to everybody."""
-    packed = socket.inet_pton(socket.AF_INET6, prefix.partition("/")[0])
+def _advertise(network: int, device: str) -> None:
+    """Send a router advertisement with an on-link prefix (RFC 4861, section 4.2) to everybody on a link."""
+    kernel.must(network, f"ip -6 addr add fe80::1/64 dev {device} nodad")
+    packed = socket.inet_pton(socket.AF_INET6, ADVERTISED.partition("/")[0])
     option = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 3600, 3600, 0) + packed
     message = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0) + option
     with (
         kernel.inside(network),
         socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock,
     ):
-        index = socket.if_nametoindex("n-device")
+        index = socket.if_nametoindex(device)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
         sock.bind(("fe80::1", 0, 0, index))
         sock.sendto(message, ("ff02::1", 0, 0, index))

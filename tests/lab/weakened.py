@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it lies beside the lab, not in it
 
-from lab import weakened_explicit
+from lab import weakened_explicit, weakened_rules
 
 BY_THE_LAB = frozenset({"bubble", "linkless"})
 
@@ -386,6 +386,8 @@ WEAKENINGS: Mapping[str, Mapping[str, str]] = {
         "import proxy.captured as p; p.OWN = frozenset()",
     },
     **weakened_explicit.DEFENCES,
+    **weakened_rules.DEFENCES,
+    **{name: {"wireguard": _in_inner_holder(code)} for name, code in weakened_rules.OF_TUNNELS.items()},
 }
 
 

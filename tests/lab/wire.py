@@ -77,6 +77,7 @@ class Wire:
     def __init__(
         self, network: int, device: str, gateway: str, port: int, protocol: int = socket.IPPROTO_TCP
     ) -> None:
+        self.device = device
         with kernel.inside(network):
             self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
             self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)

@@ -212,6 +212,16 @@ def from_outside(address: str) -> str:
     return ""
 
 
+def flood(address: str) -> str:
+    """Datagrams without a pause, by the device that somebody put there; a line when it begins."""
+    with socket.socket(_family(address), socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"up0")
+        print("begun", flush=True)
+        while True:
+            with contextlib.suppress(OSError):
+                sock.sendto(MARK, (address, 9))
+
+
 WHAT: dict[str, Callable[..., str]] = {
     "ping": ping,
     "datagram": datagram,
@@ -224,6 +234,7 @@ WHAT: dict[str, Callable[..., str]] = {
     "loop": loop,
     "steady": steady,
     "from-outside": from_outside,
+    "flood": flood,
 }
 
 if __name__ == "__main__":
