@@ -42,6 +42,7 @@ def linked(network: int, device: int) -> Iterator[Wire]:
     kernel.must(
         device,
         f"ip link add {name} type veth peer name up0 netns {there}",
+        f"ip link set {name} addrgenmode none",  # else the link greets by itself
         f"ip link set {name} up",
         f"ip addr add 10.200.3.1/24 dev {name}",
         f"ip -6 addr add 2001:db8:3::1/64 dev {name} nodad",
@@ -49,6 +50,7 @@ def linked(network: int, device: int) -> Iterator[Wire]:
     try:
         kernel.must(
             network,
+            "ip link set up0 addrgenmode none",
             "ip link set up0 up",
             "ip addr add 10.200.3.2/24 dev up0",
             "ip -6 addr add 2001:db8:3::2/64 dev up0 nodad",

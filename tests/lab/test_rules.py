@@ -48,7 +48,8 @@ def test_rules_outlive_the_daemon(new_gate: NewGate) -> None:
         gate = new_gate(*missing).attested()
         with zone_of(waiting(gate)) as zone:
             gate.kill()
-            assert leaves(zone, gate.host.world.device) == red, "a control must be red"
+            left = leaves(zone, gate.host.world.device)
+            assert left == red, "it leaves" if left else "a control must be red"
 
 
 def swap(zone: int, without: frozenset[str], times: int, between: str = "") -> None:

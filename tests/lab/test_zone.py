@@ -107,7 +107,7 @@ def test_raw_frames(gate: Gate, watch: Watch) -> None:
     assert any(frame.kind == "ethertype 88b5" for frame in seen), f"a control must be red: {done}"
     watch.forget()
     inside, said = attempt(gate, *python("canary", "raw", ""), control=True)
-    raw = [str(frame) for frame in inside if frame.kind == "ethertype 88b5"]  # the link greets by itself
+    raw = [str(frame) for frame in inside if frame.kind == "ethertype 88b5"]
     assert not raw, f"no CAP_NET_RAW and no AF_PACKET, whatever link there is: {raw}"
     assert "sent" not in said, said
     seen, said = attempt(gate, *python("canary", "raw", ""))
