@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from lab import kernel
+from lab import carriers, kernel
 from lab.gate import LAB_RULES, Bubble, Gate, Settings, python, remove
 from lab.kernel import Place
 from lab.packet_peer import NETWORKS, SHARED, Peer
@@ -182,7 +182,7 @@ def _tell_cuts(gate: Gate, heard: Path) -> None:
             lambda: gate.order("lock", zone="", user="", reason=""),
             lambda: gate.order("unlock", zone="", user=""),
         ),
-        ("wireguard-go is killed", lambda: os.kill(_wireguard_go(gate), 9), lambda: None),
+        ("its device is lost", lambda: carriers.lose(gate), lambda: None),
     ):
         bubbles = [_holding(gate) for _ in range(2)]
         began = time.monotonic()
@@ -204,11 +204,6 @@ def _holding(gate: Gate) -> Bubble:
     bubble = gate.bubble(*_load("held", ECHO_PORT, FLOWS // 2)(NAME), share=[LOAD])
     bubble.says("all open", LIMIT_S)
     return bubble
-
-
-def _wireguard_go(gate: Gate) -> int:
-    found = (pid for pid in kernel.descendants(gate.pid) if kernel.command_of(pid).startswith("wireguard-go"))
-    return next(found)
 
 
 if __name__ == "__main__":

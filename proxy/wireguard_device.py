@@ -31,6 +31,15 @@ ENVIRONMENT = {
 }
 # wireguard-go needs a TUN device and nothing else that is privileged.
 _CONFINED = ("setpriv", "--pdeathsig", "KILL", "--no-new-privs", "--bounding-set", "-all,+net_admin")
+# A device of the kernel outlives who made it for as long as any socket lives in its namespace, and goes on
+# sending with its key. So who makes it waits for our end, and takes it away then. $0 is the device, $1 the
+# tunnel's namespace; the UDP socket stays in the network of who asks for the device.
+_KEEPER = """trap '' HUP INT TERM
+ip link add "$0" netns "$1" type wireguard || exit
+echo made
+read -r _
+exec nsenter --net="$1" ip link del "$0"
+"""
 _PEER_FIELDS = 8
 
 
@@ -73,19 +82,13 @@ def own_mounts() -> int:
         os.close(here)
 
 
-async def tool(
-    command: Sequence[str], *, fds: Sequence[int] = (), text: str = "", outlives: bool = False
-) -> str:
-    """Run a tool to its end: its output. Raises DeviceError with its first complaint.
-
-    One that `outlives` us is in no group of processes with us: it does all that it was told if we are killed.
-    """
+async def tool(command: Sequence[str], *, fds: Sequence[int] = (), text: str = "") -> str:
+    """Run a tool to its end: its output. Raises DeviceError with its first complaint."""
     given = ipc.memory_file("input", text.encode())
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=given, stdout=PIPE, stderr=PIPE, env=ENVIRONMENT, pass_fds=tuple(fds),
-            start_new_session=outlives,
-        )  # fmt: skip
+            *command, stdin=given, stdout=PIPE, stderr=PIPE, env=ENVIRONMENT, pass_fds=tuple(fds)
+        )
         async with asyncio.timeout(COMMAND_LIMIT_S):
             out, err = await process.communicate()
     except TimeoutError as error:
@@ -110,7 +113,8 @@ class WireguardDevice:
         self._name, self._tunnel, self._keys = name, tunnel, keys
         self._allowed = frozenset(map(ip_network, tunnel.packets.allowed))
         self._keepalive_s = tunnel.packets.keepalive_s
-        self._process: Process | None = None
+        self._process: Process | None = None  # wireguard-go, or the keeper of a device of the kernel
+        self._is_the_kernels = False
         self._inside: tuple[Sequence[str], Sequence[int]] = ((), ())
         self._stands_inside = False
         self._handshake = (0, 0)
@@ -123,7 +127,7 @@ class WireguardDevice:
             await self._start(self._inside)
             await self._configure(self._inside, endpoint)
             return
-        if await self._is_of_the_kernel(spaces.net):
+        if await self._made_by_the_kernel(spaces.net):
             await self._configure(self._inside, endpoint)
             return
         before = _entry(mounts=mounts)  # in the network of the host, where its UDP socket stays
@@ -132,19 +136,23 @@ class WireguardDevice:
         there = f"/proc/self/fd/{spaces.net}"
         await tool(["ip", "link", "set", self._name, "netns", there], fds=[spaces.net])
 
-    async def _is_of_the_kernel(self, net: int) -> bool:
-        """Have the kernel make the device, here, where its UDP socket stays, and move it: if it can.
-
-        No process keeps such a device. So one does both, whoever is killed meanwhile: it is never left here.
-        """
-        lines = f"link add {self._name} type wireguard\nlink set {self._name} netns /proc/self/fd/{net}\n"
+    async def _made_by_the_kernel(self, net: int) -> bool:
+        """Have the kernel make the device in the tunnel's namespace, with its UDP socket here: if it can."""
+        command = ["sh", "-c", _KEEPER, self._name, f"/proc/self/fd/{net}"]
+        self._is_the_kernels = True  # it may be, while nobody knows
         try:
-            await tool(["ip", "-batch", "-"], fds=[net], text=lines, outlives=True)
-        except DeviceError:
-            with contextlib.suppress(DeviceError):
-                await tool(["ip", "link", "del", self._name])
-            return False
-        return True
+            self._process = keeper = await asyncio.create_subprocess_exec(
+                *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=ENVIRONMENT, pass_fds=(net,),
+                start_new_session=True,  # in no group of processes that is ended with us
+            )  # fmt: skip
+            assert keeper.stdout is not None
+            async with asyncio.timeout(COMMAND_LIMIT_S):
+                if not await keeper.stdout.readline():
+                    await keeper.wait()
+                    self._is_the_kernels = False
+        except TimeoutError as error:
+            raise DeviceError(f"ip did not end in {COMMAND_LIMIT_S:g} s") from error
+        return self._is_the_kernels
 
     async def _start(self, entry: tuple[Sequence[str], Sequence[int]]) -> None:
         prefix, fds = entry
@@ -191,34 +199,53 @@ class WireguardDevice:
         out = await tool([*prefix, "wg", "show", self._name, "dump"], fds=fds)
         own, *peers = [line.split("\t") for line in out.splitlines()]
         fields = [peer for peer in peers if len(peer) == _PEER_FIELDS]
-        altered = len(peers) != 1 or len(fields) != 1 or not self._is_as_made(own[0], fields[0])
+        altered = len(peers) != 1 or len(fields) != 1 or not self._is_as_made(own, fields[0])
         newest = max((int(peer[4]) for peer in fields), default=0)
         if newest and newest != self._handshake[0]:
             self._handshake = (newest, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         endpoint = fields[0][2] if len(fields) == 1 else ""
         return Looked(",".join(peer[0] for peer in fields), endpoint, self._handshake[1], altered)
 
-    def _is_as_made(self, private_key: str, peer: Sequence[str]) -> bool:
+    def _is_as_made(self, own: Sequence[str], peer: Sequence[str]) -> bool:
+        private_key, _, _, mark = own
         preshared = self._keys[1] if len(self._keys) > 1 else "(none)"
         try:
             allowed = frozenset(map(ip_network, peer[3].split(",")))
         except ValueError:
             return False
-        return (private_key, peer[1], allowed) == (self._keys[0], preshared, self._allowed)
+        now = (private_key, mark, peer[1], allowed)
+        return now == (self._keys[0], "off", preshared, self._allowed)
 
     async def ended(self) -> str:
-        """Waits for the end of wireguard-go, and says it; the kernel's device has no process that ends."""
-        if self._process is None:
-            await asyncio.Event().wait()
+        """Waits for the end of who keeps the device, and says it."""
         assert self._process is not None
+        if self._is_the_kernels:
+            await self._process.wait()
+            return "the keeper of its device ended"
         return await _complaint(self._process)
 
     async def end(self) -> None:
-        """End wireguard-go, and its device with it; the kernel's goes with its namespace."""
-        if self._process is not None and self._process.returncode is None:
+        """End wireguard-go, and its device with it; one of the kernel's is taken away."""
+        if self._process is None:
+            return
+        if self._is_the_kernels:
+            await self._have_it_taken_away(self._process)
+        if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGKILL)
             await self._process.wait()
+
+    async def _have_it_taken_away(self, keeper: Process) -> None:
+        """By its keeper, after whatever it is doing; without one by ourselves."""
+        assert keeper.stdin is not None
+        keeper.stdin.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COMMAND_LIMIT_S):
+                await keeper.wait()
+        if keeper.returncode:
+            prefix, fds = self._inside
+            with contextlib.suppress(DeviceError):  # it is gone already
+                await tool([*prefix, "ip", "link", "del", self._name], fds=fds)
 
 
 def _entry(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,14 +29,10 @@ class Tools:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
-        self.says, self.refuses = "", "nothing"
+        self.says = ""
 
-    async def __call__(
-        self, command: Sequence[str], *, fds: Sequence[int] = (), text: str = "", outlives: bool = False
-    ) -> str:
+    async def __call__(self, command: Sequence[str], *, fds: Sequence[int] = (), text: str = "") -> str:
         self.asked.append((" ".join(command), text))
-        if self.refuses in self.asked[-1][0]:
-            raise wireguard_device.DeviceError("refused")
         return self.says
 
 
@@ -43,8 +43,8 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> Tools:
     return made
 
 
-def dump(*peers: Sequence[Any], own: str = OWN) -> str:
-    rows = [(own, "public", 51820, "off"), *peers]
+def dump(*peers: Sequence[Any], own: str = OWN, mark: str = "off") -> str:
+    rows = [(own, "public", 51820, mark), *peers]
     return "".join("\t".join(map(str, row)) + "\n" for row in rows)
 
 
@@ -71,6 +71,7 @@ def test_a_device_as_it_was_made(tools: Tools) -> None:
         dump(),
         dump(peer(), peer(OTHER)),
         dump(peer(), own=OTHER),
+        dump(peer(), mark="0x7"),
         dump(peer(allowed="0.0.0.0/0")),
         dump(peer(allowed="(none)")),
         dump(peer(psk=PSK)),
@@ -98,15 +99,21 @@ def test_a_handshake_is_dated_by_when_it_was_noticed(tools: Tools) -> None:
 
 @pytest.mark.parametrize(("inside", "port"), [(True, "ListenPort = 51820\n"), (False, "")])
 def test_only_where_every_port_is_free_one_is_taken(
-    tools: Tools, monkeypatch: pytest.MonkeyPatch, inside: bool, port: str
+    tools: Tools,
+    ip: Callable[[str], Path],
+    net: int,
+    monkeypatch: pytest.MonkeyPatch,
+    inside: bool,
+    port: str,
 ) -> None:
     """A device in the host's network takes any free port, also when its endpoint is on loopback."""
+    ip("exit 2")
 
     async def start(self: WireguardDevice, entry: object) -> None: ...
 
     monkeypatch.setattr(WireguardDevice, "_start", start)
     device = WireguardDevice("zg0", SETUP, [OWN, PSK])
-    spaces = Namespaces(net=3, user=4, mounts=5) if inside else Namespaces(net=3)
+    spaces = Namespaces(net=net, user=4, mounts=5) if inside else Namespaces(net=net)
     asyncio.run(device.make("127.0.0.1:7", spaces, None))
     (told,) = [(command, text) for command, text in tools.asked if "setconf" in command]
     assert told[1] == (
@@ -118,51 +125,122 @@ def test_only_where_every_port_is_free_one_is_taken(
     )
 
 
-async def _made(device: WireguardDevice) -> None:
-    """Make it as root does, and end it, whatever came of it."""
+@pytest.fixture
+def ip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """An `ip` that is a script of the test and tells of it in a file, and an `nsenter` that goes nowhere."""
+    told = tmp_path / "told"
+
+    def install(script: str) -> Path:
+        for name, text in (("ip", f'echo "ip $@" >>{told}\n{script}'), ("nsenter", 'shift; exec "$@"')):
+            (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+            (tmp_path / name).chmod(0o755)
+        path = f"{tmp_path}:{wireguard_device.ENVIRONMENT['PATH']}"
+        monkeypatch.setitem(wireguard_device.ENVIRONMENT, "PATH", path)
+        return told
+
+    return install
+
+
+MADE, GONE = "ip link add zg0 netns /proc/self/fd/{} type wireguard", "ip link del zg0"
+
+
+@pytest.fixture
+def net() -> Iterator[int]:
+    """A descriptor that stands for the tunnel's namespace."""
+    fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        await device.make("[2001:db8::1]:51820", Namespaces(net=7), 8)
+        yield fd
     finally:
+        os.close(fd)
+
+
+def test_a_device_of_the_kernel(tools: Tools, ip: Callable[[str], Path], net: int) -> None:
+    """Made in the tunnel's namespace, by one who takes it away; wireguard-go is not started."""
+    told = ip("")
+    device = WireguardDevice("zg0", SETUP, [OWN])
+
+    async def use() -> None:
+        await device.make("[2001:db8::1]:51820", Namespaces(net=net), 8)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(device.ended(), 0.01)
+        tools.says = dump(peer())
+        assert not (await device.look()).altered
         await device.end()
 
-
-def test_a_device_of_the_kernel(tools: Tools) -> None:
-    """Made where its socket is to stay and moved, by one process; nothing is started, and nothing ends."""
-    device = WireguardDevice("zg0", SETUP, [OWN])
-    asyncio.run(_made(device))
-    inside = "nsenter --mount=/proc/self/fd/8 --net=/proc/self/fd/7 --preserve-credentials --"
+    asyncio.run(use())
+    inside = f"nsenter --mount=/proc/self/fd/8 --net=/proc/self/fd/{net} --preserve-credentials --"
     assert [command for command, _ in tools.asked] == [
-        "ip -batch -",
         f"{inside} wg setconf zg0 /dev/stdin",
+        f"{inside} wg show zg0 dump",
     ]
-    assert tools.asked[0][1] == "link add zg0 type wireguard\nlink set zg0 netns /proc/self/fd/7\n"
-    assert "Endpoint = [2001:db8::1]:51820\n" in tools.asked[1][1]
-    with pytest.raises(TimeoutError):
-        asyncio.run(asyncio.wait_for(device.ended(), 0.01))
-    assert not look(tools, dump(peer()), device).altered
-    assert tools.asked[-1][0] == f"{inside} wg show zg0 dump"
+    assert "Endpoint = [2001:db8::1]:51820\n" in tools.asked[0][1]
+    assert told.read_text().splitlines() == [MADE.format(net), GONE]
 
 
-def test_who_makes_a_device_of_the_kernel_is_not_ended_with_us() -> None:
-    """Killed between the two, it would leave a device of the host."""
-    group = ["sh", "-c", "cut -d' ' -f5 /proc/$$/stat"]
-    assert int(asyncio.run(wireguard_device.tool(group))) == os.getpgrp()
-    assert int(asyncio.run(wireguard_device.tool(group, outlives=True))) != os.getpgrp()
+def test_a_device_of_the_kernel_whose_keeper_is_killed(
+    tools: Tools, ip: Callable[[str], Path], net: int
+) -> None:
+    """It is lost, and taken away without it."""
+    ip("")
+    device = WireguardDevice("zg0", SETUP, [OWN])
+
+    async def lose() -> str:
+        await device.make("192.0.2.1:51820", Namespaces(net=net), None)
+        assert device._process is not None
+        device._process.kill()
+        words = await device.ended()
+        await device.end()
+        return words
+
+    assert asyncio.run(lose()) == "the keeper of its device ended"
+    assert tools.asked[-1][0].endswith("-- ip link del zg0")
 
 
-def test_a_kernel_without_wireguard(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
+MAKER = """
+import asyncio, os, sys
+from proxy.wireguard_device import ENVIRONMENT, Namespaces, WireguardDevice
+from test_wireguard_device import OWN, SETUP
+ENVIRONMENT["PATH"] = sys.argv[1]
+async def make():
+    await WireguardDevice("zg0", SETUP, [OWN])._made_by_the_kernel(os.open("/proc/self/ns/net", os.O_RDONLY))
+    os.killpg(0, 9)
+asyncio.run(make())
+"""
+
+
+def test_a_device_of_the_kernel_goes_with_who_made_it(ip: Callable[[str], Path]) -> None:
+    """Also when it is killed, with its whole group of processes."""
+    told = ip("")
+    command = [sys.executable, "-c", MAKER, wireguard_device.ENVIRONMENT["PATH"]]
+    tests = Path(__file__).parent
+    there = {"PYTHONPATH": f"{tests.parent}:{tests}"}
+    done = subprocess.run(command, start_new_session=True, env=there, timeout=90)
+    assert done.returncode == -9
+    limit = time.monotonic() + 90
+    while GONE not in told.read_text().splitlines() and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert told.read_text().splitlines()[-1] == GONE
+
+
+def test_a_kernel_without_wireguard(
+    tools: Tools, ip: Callable[[str], Path], net: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """wireguard-go makes the device in the host's network; it is told of its peer and moved all the same."""
-    started: list[object] = []
+    told, started = ip("exit 2"), []
 
     async def start(self: WireguardDevice, entry: tuple[Sequence[str], Sequence[int]]) -> None:
         started.append(" ".join(entry[0]))
 
+    async def make() -> None:
+        device = WireguardDevice("zg0", SETUP, [OWN])
+        await device.make("192.0.2.1:51820", Namespaces(net=net), 8)
+        await device.end()
+
     monkeypatch.setattr(WireguardDevice, "_start", start)
-    tools.refuses = "ip -batch"
-    asyncio.run(_made(WireguardDevice("zg0", SETUP, [OWN])))
+    asyncio.run(make())
     assert started == ["nsenter --mount=/proc/self/fd/8 --preserve-credentials --"]
-    assert tools.asked[1][0] == "ip link del zg0", "if it was made and could not be moved"
-    assert [command.split()[-1] for command, _ in tools.asked[2:]] == ["/dev/stdin", "/proc/self/fd/7"]
+    assert told.read_text().splitlines() == [MADE.format(net)]
+    assert [command.split()[-1] for command, _ in tools.asked] == ["/dev/stdin", f"/proc/self/fd/{net}"]
 
 
 def test_a_tool_that_is_not_there_is_named() -> None:

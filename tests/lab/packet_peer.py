@@ -1,4 +1,4 @@
-"""The corporate end of a WireGuard tunnel in corp: wireguard-go, and a resolver behind it; the wires."""
+"""The corporate end of a WireGuard tunnel in corp, the kernel's or wireguard-go's; a resolver; the wires."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab import kernel
+from lab import carriers, kernel
 from lab.gate import PROGRAMS, python
 from lab.kernel import Place
 from lab.wire import Frame, Wire
@@ -76,8 +76,11 @@ class Peer:
 
     def start(self) -> None:
         """Start the gateway, which knows the device."""
-        self._process = kernel.start(self.place, ["wireguard-go", "-f", self.device])
-        kernel.until("the peer is there", lambda: self._call("wg", "show", self.device).code == 0)
+        if carriers.of_root() == carriers.KERNEL:
+            self.must("ip", "link", "add", self.device, "type", "wireguard")
+        else:
+            self._process = kernel.start(self.place, ["wireguard-go", "-f", self.device])
+            kernel.until("the peer is there", lambda: self._call("wg", "show", self.device).code == 0)
         self.configure()
         self.must("ip", "addr", "add", f"{GATEWAY_INSIDE}/24", "dev", self.device)
         self.must("ip", "-6", "addr", "add", "fd78:1::1/64", "dev", self.device, "nodad")
@@ -105,6 +108,8 @@ class Peer:
         if self._process is not None:
             kernel.end(self._process)
             self._process = None
+        elif carriers.of_root() == carriers.KERNEL:
+            self._call("ip", "link", "del", self.device)  # where there is one
 
     def close(self) -> None:
         """End everything."""

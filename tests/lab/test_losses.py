@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from lab import kernel
+from lab import carriers, kernel
 from lab.conftest import AS_ROOT, AS_USER, WITHOUT
 from lab.gate import Gate, Settings, python, remove
 from lab.kernel import Place
@@ -55,7 +55,9 @@ def endpoint(_: Gate, peer: Peer) -> None:
 
 
 def device(gate: Gate, _: Peer) -> None:
-    """The device's own program is killed, wherever it is just being started."""
+    """The device is taken away, or its program killed, wherever it is just being started."""
+    if carriers.is_kernels(gate):
+        carriers.lose(gate)
     words = [(pid, kernel.command_of(pid)) for pid in kernel.descendants(gate.pid)]
     kernel.signal_all([pid for pid, told in words if told.startswith("wireguard-go")], signal.SIGKILL)
 
@@ -107,7 +109,7 @@ def _nobody(_: World) -> None:
 
 
 LINK = Loss("the link is down", lambda gate, _: gate.host.world.take_link_down(), World.take_link_up)
-LOSSES = (LINK, Loss("wireguard-go is killed", device, _nobody))
+LOSSES = (LINK, Loss("its device is lost", device, _nobody))
 
 
 def upload_is_lost(gate: Gate, loss: Loss, peer: Peer, wires: Wires) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from lab import kernel
+from lab.carriers import network_of_tunnel
 from lab.conftest import AS_ROOT, NewGate, Watch
 from lab.gate import Gate, python
 from lab.kernel import Place
 from lab.opening import linked
 from lab.packet_peer import Peer, Wires, packets
 from lab.test_tunnel import NAME, assert_served
-from lab.test_wireguard import attempts, network_of_tunnel
+from lab.test_wireguard import attempts
 from lab.world import PUBLIC, Host
 
 TOOLS = ("/usr/sbin/nft", "/usr/sbin/ip", "/usr/bin/wg", "/usr/bin/mount")

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import pytest
 
 from lab import kernel
+from lab.carriers import network_of_tunnel
 from lab.conftest import AS_USER, WITHOUT, NewGate
 from lab.gate import Gate, Settings, python, remove
 from lab.kernel import Place
 from lab.opening import linked
 from lab.packet_peer import OTHER, SHARED, Peer, packets, public
-from lab.test_wireguard import network_of_tunnel
 from lab.wire import Wire
 from lab.world import INTRANET, Host
 

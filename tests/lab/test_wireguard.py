@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
 
-from lab import kernel
+from lab import carriers, kernel
+from lab.carriers import network_of_tunnel
 from lab.conftest import AS_ROOT, WITH_A_CONTROL, WITHOUT, NewGate
 from lab.gate import Gate, Settings, python, remove
 from lab.kernel import Place
@@ -44,16 +44,6 @@ def gate(host: Host, peer: Peer) -> Iterator[Gate]:
         yield made.start().attested()
     finally:
         remove(made)
-
-
-@contextmanager
-def network_of_tunnel(gate: Gate) -> Iterator[int]:
-    """A descriptor of the tunnel's namespace."""
-    fd = os.open(f"/proc/{gate.child('packet_holder')}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 # -- used --------------------------------------------------------------------------------------------
@@ -131,25 +121,11 @@ def test_nothing_leaves_its_namespace_but_by_the_tunnel(gate: Gate, wires: Wires
         }
         attempts(Place(network), "device", "discovery")
         wires.quiet()
-        os.kill(_wireguard_go(gate), signal.SIGKILL)
-        kernel.until("the device is gone", lambda: "zg" not in _links(network))
+        carriers.lose(gate)
+        kernel.until("the device is gone", lambda: not carriers.device_in(network))
         attempts(Place(network), "device", "discovery")
         wires.quiet()
     gate.attested()
-
-
-def _links(network: int) -> str:
-    return kernel.run(Place(network), ["ip", "-br", "link"]).out
-
-
-def _wireguard_go(gate: Gate) -> int:
-    def find() -> int:
-        for pid in kernel.descendants(gate.pid):
-            if kernel.command_of(pid).startswith("wireguard-go"):
-                return pid
-        return 0
-
-    return kernel.until("wireguard-go", find)
 
 
 # -- lost and found ----------------------------------------------------------------------------------
@@ -173,25 +149,11 @@ def _kill(module: str) -> Callable[[Gate, Peer], None]:
 
 def _change_device(gate: Gate, _: Peer) -> None:
     """Root of the machine adds a peer of its own to the tunnel's device."""
-    pid = _wireguard_go(gate)
-    mounts = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        place = Place(gate.host.world.device, mounts)
-        name = kernel.command_of(pid).split()[-1]
-        changed = ["wg", "set", name, "peer", public(new_key()), "allowed-ips", "10.99.0.0/16"]
-        assert kernel.run(place, changed).code == 0
-    finally:
-        os.close(mounts)
+    carriers.change(gate, "peer", public(new_key()), "allowed-ips", "10.99.0.0/16")
 
 
 FAULTS = (
-    Fault(
-        "wireguard-go is killed",
-        lambda gate, _: os.kill(_wireguard_go(gate), signal.SIGKILL),
-        None,
-        "",
-        both=True,
-    ),
+    Fault("its device is lost", lambda gate, _: carriers.lose(gate), None, "", both=True),
     Fault("its inner holder is killed", _kill("packet_holder"), None, ""),
     Fault(
         "the gateway forgets the device",
@@ -234,7 +196,7 @@ def test_lost_and_back(gate: Gate, peer: Peer, wires: Wires, fault: Fault) -> No
         if fault.restore is not None:
             fault.restore(peer)
         elif fault.words:
-            os.kill(_wireguard_go(gate), signal.SIGKILL)  # only a new device is as it was made
+            carriers.lose(gate)  # only a new device is as it was made
     gate.attested()
     assert_served(gate)
     wires.quiet()
@@ -285,7 +247,8 @@ def test_nothing_is_left(new_gate: NewGate, peer: Peer, wires: Wires, how: int) 
     gate = new_gate(**packets(peer)).attested()
     below = kernel.descendants(gate.pid)
     names = [kernel.command_of(pid) for pid in below]
-    for word in ("wireguard-go", "proxy.wireguard", "proxy.packet_holder"):
+    keeper = "ip link add" if carriers.is_kernels(gate) else "wireguard-go"
+    for word in (keeper, "proxy.wireguard", "proxy.packet_holder"):
         assert any(word in name for name in names), names
     assert gate.process is not None
     kernel.end(gate.process, how)
