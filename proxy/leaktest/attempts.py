@@ -288,7 +288,7 @@ def _kernel(table: Table) -> None:
     """What the kernel is asked past any network; the filter of a bubble answers in its place."""
     inside: dict[str, Any] = {"scope": Scope.SANDBOX, "control": Control.HOST}
     for name, number in FAMILIES.items():
-        table.add("B5", f"asking for {name}", "families", "not there", numbers=[number], **inside)
+        table.add("B5", f"asking for {name}", "families", "not there", numbers=[number], needs=name, **inside)
     others = sorted({*range(FAMILIES_KNOWN)} - {*ORDINARY, *FAMILIES.values()})
     title = f"asking for {len(others)} other families of sockets"
     table.add("B5", title, "families", "not there", numbers=others, **inside)
