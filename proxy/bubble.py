@@ -11,10 +11,10 @@ import os
 import pwd
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from proxy import ipc, namespaces, sandbox, trust
+from proxy import host_sockets, ipc, namespaces, sandbox, trust
 
 SYSTEM_DIRECTORIES = (
     "/usr",
@@ -69,16 +69,30 @@ class View:
     command: Sequence[str]
     share: Sequence[Path] = ()
     share_home: bool = False
+    wayland: bool = False
     x11: bool = False
+    hidden: Sequence[Path] = ()  # sockets of the host in what is shared
+    unseen: bool = False  # what is shared could not be looked through for them
     variables: Mapping[str, str]
     roots: bytes = b""  # of the inspection CA, PEM, in a zone that is inspected
 
     @property
     def cooperative(self) -> bool:
         """Whether the bubble sees a place where the host keeps sockets, or what its owner runs later."""
-        return self.share_home or any(
-            share.is_socket() or _is_of_the_host(share) or _holds(share, self.home) for share in self.share
-        )
+        return self.share_home or self.unseen or any(_is_too_much(share, self.home) for share in self.share)
+
+
+def looked_through(view: View) -> View:
+    """A view with the sockets hidden that lie now in the directories that it shares, but for those that are
+    shared themselves, and for what makes it cooperative anyway."""
+    narrow = [share for share in view.share if not _is_too_much(share, view.home)]
+    found = host_sockets.below(narrow)
+    hidden = [path for path in found.sockets if path not in view.share]
+    return replace(view, hidden=hidden, unseen=not found.whole)
+
+
+def _is_too_much(share: Path, home: Path) -> bool:
+    return share.is_socket() or _is_of_the_host(share) or _holds(share, home)
 
 
 def _is_of_the_host(share: Path) -> bool:
@@ -166,6 +180,8 @@ def arguments(view: View, seccomp_fd: int, info_fd: int) -> tuple[list[str], lis
     told += _display(view)
     for shared in view.share:
         told += ["--bind", str(shared), str(shared)]
+    for hidden in view.hidden:
+        told += ["--ro-bind", os.devnull, str(hidden)]
     told += [
         "--remount-ro",
         "/",
@@ -255,11 +271,12 @@ def _runtime(view: View) -> str:
 
 
 def _display(view: View) -> list[str]:
-    """The Wayland display, if there is one; X11 only when asked for: its clients can watch each other."""
+    """The displays, when asked for: X11's clients can watch each other, and some compositors of Wayland let
+    every client type and look at the screen."""
     told = ["--perms", "0700", "--dir", _runtime(view)]
     wayland = view.variables.get("WAYLAND_DISPLAY", "")
     socket = Path(view.variables.get("XDG_RUNTIME_DIR", "/nonexistent")) / (wayland or "nonexistent")
-    if wayland and socket.is_socket():
+    if view.wayland and wayland and socket.is_socket():
         inside = f"{_runtime(view)}/wayland-0"
         told += ["--ro-bind", str(socket), inside, "--setenv", "WAYLAND_DISPLAY", "wayland-0"]
     display = view.variables.get("DISPLAY", "")

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import termios
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from typing import NoReturn, Protocol
 from proxy import bubble, ipc, namespaces, prctl, sandbox
 
 FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+ENDING = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
 NOT_STARTED = 125
+LOOK_EVERY_S, GRACE_S = 0.5, 5.0  # after a signal that ends most programs
 GO, GO_BYTES = b"go\n", 256 * 1024  # and the roots of the inspection CA, if the zone is inspected
 TRY_AGAIN_S = 0.02  # a signal that comes before there is a program to take it
 _ALL_DESCRIPTORS = (1 << 31) - 1
@@ -124,19 +127,33 @@ def _close_others(kept: set[int]) -> None:
 
 
 def _accompany(pid: int, info_read: int) -> int:
-    """Pass signals on until bubblewrap, and so everything in the bubble, has ended; its exit code."""
+    """Pass signals on until bubblewrap, and so everything in the bubble, has ended; its exit code.
+
+    A program may stop the init of its bubble (ptrace), which then never sees it end: who is asked to end it
+    has the init killed from here.
+    """
     program = _Program(info_read)
     heard = {*FORWARDED, signal.SIGCHLD}
     waiting: list[int] = []
+    asked = False
+    over_since: float | None = None
     while True:
-        taken = signal.sigtimedwait(heard, TRY_AGAIN_S) if waiting else signal.sigwaitinfo(heard)
+        pause = TRY_AGAIN_S if waiting else LOOK_EVERY_S if asked else None
+        taken = signal.sigwaitinfo(heard) if pause is None else signal.sigtimedwait(heard, pause)
         if taken is not None and taken.si_signo != signal.SIGCHLD:
             waiting.append(taken.si_signo)
+            asked = asked or taken.si_signo in ENDING
         done, status = os.waitpid(pid, os.WNOHANG)
         if done == pid:
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
         waiting = [number for number in waiting if not program.signal(number)]
+        if not (asked and program.is_over()):
+            over_since = None
+        elif over_since is None:
+            over_since = time.monotonic()
+        elif time.monotonic() - over_since > GRACE_S:
+            program.kill_all()
 
 
 class _Program:
@@ -158,6 +175,20 @@ class _Program:
         except (OSError, ValueError, KeyError):
             return True  # it has ended
 
+    def is_over(self) -> bool:
+        """Whether it has ended, though the init of its bubble has not."""
+        try:
+            init = self._sandbox_init()
+            first = Path(f"/proc/{init}/task/{init}/children").read_text().split()[:1]
+            return not first or _state(int(first[0])) == "Z"
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def kill_all(self) -> None:
+        """End the bubble's init, and with it everything there."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            os.kill(self._sandbox_init(), signal.SIGKILL)
+
     def _sandbox_init(self) -> int:
         """The pid, as seen from here, of the sandbox's init; bubblewrap writes it once, at the start."""
         while not self._init:
@@ -166,3 +197,8 @@ class _Program:
             if not told or self._told.rstrip().endswith(b"}"):
                 self._init = int(json.loads(self._told)["child-pid"])
         return self._init
+
+
+def _state(pid: int) -> str:
+    """One letter, as ps(1) has it; the name before it may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]

@@ -29,6 +29,7 @@ ADMIN_LIMIT_S, ENTER_LIMIT_S = 10.0, 45.0  # a daemon that is busy may first hav
 LOOK_EVERY_S = 0.2  # for a new daemon, and for the terminal's foreground
 DENIED_PAUSE_S = 5.0
 GRACE_S = 5.0
+HIDDEN_MOST = 500  # each is an argument of bubblewrap's
 ANSWERS: Sequence[type[Entered | Denied]] = (Entered, Denied)
 
 
@@ -150,8 +151,9 @@ def _say(words: str) -> None:
 
 def run(view: bubble.View, sockets: Sequence[Path]) -> int:
     """Run a program in a new bubble of `view.zone`. Returns its exit code; 128+N for signal N."""
-    daemon = Daemon(sockets, view.zone, view.cooperative)
     connect(sockets).close()  # the cheapest check first
+    view = _looked_through(view)
+    daemon = Daemon(sockets, view.zone, view.cooperative)
     try:
         stdio = Stdio()
     except NotGiven as error:
@@ -176,6 +178,20 @@ def run(view: bubble.View, sockets: Sequence[Path]) -> int:
             raise RunError(f"the daemon went away: {error}") from error
         ours.send(inner.GO + roots)
         return company.keep()
+
+
+def _looked_through(view: bubble.View) -> bubble.View:
+    """What is shared without the sockets in it; the person is told. RunError where there are too many."""
+    view = bubble.looked_through(view)
+    if len(view.hidden) > HIDDEN_MOST:
+        raise RunError(f"there are {len(view.hidden)} sockets in what you --share; share less of it")
+    if view.hidden:
+        first, more = view.hidden[0], len(view.hidden) - 1
+        others = f" and {more} more" if more else ""
+        _say(f"a socket of the host is hidden from the program: {first}{others}; to give one: --share SOCKET")
+    if view.unseen:
+        _say("not all that you --share can be looked through for sockets of the host: it is only cooperative")
+    return view
 
 
 def _roots(entered: Entered) -> bytes:

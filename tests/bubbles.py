@@ -35,13 +35,15 @@ sys.path.insert(0, told["root"])
 if told["terminal"]:
     os.setsid()
     fcntl.ioctl(0 if os.isatty(0) else 1, termios.TIOCSCTTY, 0)
-from proxy import run
+from proxy import inner, run
 from proxy.bubble import View
-run.GRACE_S, run.ENTER_LIMIT_S = told["grace_s"], told["enter_limit_s"]
+run.GRACE_S = inner.GRACE_S = told["grace_s"]
+run.ENTER_LIMIT_S = told["enter_limit_s"]
 view = View(
     zone="corporate", uid=os.getuid(), gid=os.getgid(), home=Path(told["home"]),
     zone_home=Path(told["zone_home"]), command=told["command"], variables=dict(os.environ),
-    share=[Path(path) for path in told["share"]], x11=told["x11"], share_home=told["share_home"],
+    share=[Path(path) for path in told["share"]], share_home=told["share_home"],
+    x11=told["x11"], wayland=told["wayland"],
 )
 try:
     code = run.run(view, [Path(told["socket"])])
@@ -140,6 +142,7 @@ class Ground:
         terminal: bool = False,
         share: Sequence[str] = (),
         share_home: bool = False,
+        wayland: bool = False,
         x11: bool = False,
         grace_s: float = 5.0,
         enter_limit_s: float = run.ENTER_LIMIT_S,
@@ -153,6 +156,7 @@ class Ground:
             "command": list(command),
             "share": [*share, *PYTHON_AT],
             "share_home": share_home,
+            "wayland": wayland,
             "x11": x11,
             "terminal": terminal,
             "grace_s": grace_s,

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from bubbles import LIMIT_S, PYTHON, Ground, at_a_terminal, outside
 
-from proxy import bubble
+from proxy import bubble, host_sockets
 from proxy.bubble import View
 
 
@@ -111,26 +111,62 @@ def test_the_daemon_itself_is_not_there(ground: Ground) -> None:
     assert ground.python(ask, str(ground.socket)) == "FileNotFoundError\n"
 
 
-def test_the_wayland_display_is_there_and_nothing_beside_it(ground: Ground) -> None:
+@pytest.mark.parametrize("asked_for", [True, False])
+def test_the_wayland_display_is_there_when_asked_for_and_nothing_beside_it(
+    ground: Ground, asked_for: bool
+) -> None:
     runtime = ground.directory / "runtime"
     runtime.mkdir()
     variables = os.environ | {"XDG_RUNTIME_DIR": str(runtime), "WAYLAND_DISPLAY": "wayland-7"}
     report = f"""{ASK.replace("name = sys.argv[1]", "import os; name = os.path.join(*sys.argv[1:])")}
-print(os.environ["WAYLAND_DISPLAY"], sorted(os.listdir(os.environ["XDG_RUNTIME_DIR"])))
+print(os.environ.get("WAYLAND_DISPLAY"), sorted(os.listdir(os.environ["XDG_RUNTIME_DIR"])))
 """
     with socket.socket(socket.AF_UNIX) as display, socket.socket(socket.AF_UNIX) as bus:
         for sock, name in ((display, "wayland-7"), (bus, "bus")):
             sock.bind(str(runtime / name))
             sock.listen()
         inside = f"/run/user/{os.getuid()}"
-        out = ground.python(report, inside, "wayland-0", popen={"env": variables})
-    assert out == "reached\nwayland-0 ['wayland-0']\n"
+        out = ground.python(report, inside, "wayland-0", wayland=asked_for, popen={"env": variables})
+    assert out == ("reached\nwayland-0 ['wayland-0']\n" if asked_for else "FileNotFoundError\nNone []\n")
 
 
 def test_without_a_display_there_is_none(ground: Ground) -> None:
     variables = os.environ | {"XDG_RUNTIME_DIR": "/nonexistent", "WAYLAND_DISPLAY": "wayland-7"}
-    out = ground.python("import os; print('WAYLAND_DISPLAY' in os.environ)", popen={"env": variables})
-    assert out == "False\n"
+    show = "import os; print('WAYLAND_DISPLAY' in os.environ)"
+    assert ground.python(show, wayland=True, popen={"env": variables}) == "False\n"
+
+
+def test_a_socket_in_a_directory_that_is_shared_is_hidden_and_said(ground: Ground) -> None:
+    shared = ground.directory / "shared"
+    (shared / ".git").mkdir(parents=True)
+    (shared / "file").write_text("here")
+    (shared / "link").symlink_to(ground.directory)  # not followed
+    path = str(shared / ".git" / "ipc")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        assert outside(ASK, path) == "reached\n"
+        command = (PYTHON, "-I", "-S", "-c", ASK, path)
+        assert ground.run(*command, share=[str(shared), path]) == (0, "reached\n", ""), "one that is given"
+        code, out, errors = ground.run(*command, share=[str(shared)])
+        assert (code, out) == (0, "ConnectionRefusedError\n")
+        assert f"a socket of the host is hidden from the program: {path};" in errors
+        assert ground.run("cat", "file", share=[str(shared)], popen={"cwd": shared})[1] == "here"
+        assert outside(ASK, path) == "reached\n", "and is what it was"
+
+
+def test_what_cannot_be_looked_through_makes_a_bubble_cooperative(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / "below" / str(number)).mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "below" / "8" / "sock"))
+        found = host_sockets.below([tmp_path])
+        assert found == host_sockets.Found((tmp_path / "below" / "8" / "sock",))
+    assert host_sockets.below([tmp_path], most=11).whole
+    assert not host_sockets.below([tmp_path], most=10).whole
+    view = replace(VIEW, share=[tmp_path])
+    assert not view.cooperative and not bubble.looked_through(view).cooperative
+    assert replace(view, unseen=True).cooperative
 
 
 # -- the own terminal and descriptors (B2, B7) -------------------------------------------------------

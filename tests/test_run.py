@@ -216,6 +216,16 @@ def test_a_killed_process_takes_the_whole_bubble_with_it(ground: Ground, depth: 
     assert started.wait(LIMIT_S) == (137 if depth else -signal.SIGKILL)
 
 
+def test_a_bubble_whose_init_was_stopped_is_ended_all_the_same(ground: Ground) -> None:
+    """As a program can by ptrace; init then never sees the program end."""
+    ground.daemon()
+    started = ground.start("sh", "-c", READY_THEN_SLEEP, options={"grace_s": 0.1})
+    assert started.stdout is not None and started.stdout.readline() == b"ready\n"
+    os.kill(_descendant(started.pid, 3), signal.SIGSTOP)
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(LIMIT_S) == 137
+
+
 def _descendant(pid: int, depth: int) -> int:
     """The processes of a bubble, as the host sees them: outer, inner, bubblewrap, its init, the program."""
     for _ in range(depth):

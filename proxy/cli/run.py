@@ -28,10 +28,18 @@ from proxy.run import RunError, run
     help="A file or directory of yours for the program; your home or / makes it only cooperative.",
 )
 @click.option("--share-home", is_flag=True, help="Your own home in the bubble; it is then only cooperative.")
+@click.option(
+    "--wayland", is_flag=True, help="Your Wayland display; see what your compositor lets clients do."
+)
 @click.option("--x11", is_flag=True, help="Your X11 display; its other clients can watch the program.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED)
 def command(
-    zone: str, share: tuple[Path, ...], share_home: bool, x11: bool, program: tuple[str, ...]
+    zone: str,
+    share: tuple[Path, ...],
+    share_home: bool,
+    wayland: bool,
+    x11: bool,
+    program: tuple[str, ...],
 ) -> None:
     """Run PROGRAM in a bubble: everything that it sends is judged, and leaves only through the tunnel.
 
@@ -39,7 +47,7 @@ def command(
     Its exit code becomes this command's. Without PROGRAM it is your shell.
 
     \b
-    zonegate run -- firefox
+    zonegate run --wayland -- firefox
     zonegate run -- curl https://intranet.corp.example/
     zonegate run --zone lab --share ~/project -- make test
     """
@@ -60,6 +68,7 @@ def command(
         command=program or (os.environ.get("SHELL", "/bin/sh"),),
         share=share,
         share_home=share_home,
+        wayland=wayland,
         x11=x11,
         variables=dict(os.environ),
     )
@@ -67,8 +76,12 @@ def command(
         click.echo("zonegate: a bubble of root can change what root owns in /dev; better be a user", err=True)
     if view.cooperative:
         click.echo("zonegate: sharing that makes this bubble only cooperative: see --share", err=True)
-    if x11 and not os.environ.get("DISPLAY"):
-        fail("there is no DISPLAY here; --x11 needs one", 125)
+    for asked, variable in ((wayland, "WAYLAND_DISPLAY"), (x11, "DISPLAY")):
+        if asked and not os.environ.get(variable):
+            fail(
+                f"there is no {variable} here; --{'x11' if variable == 'DISPLAY' else 'wayland'} needs one",
+                125,
+            )
     if absent := missing_program(view):
         fail(*absent)
     try:

@@ -1,0 +1,50 @@
+"""Unix sockets below a directory, which is looked through without following a link.
+
+They cross network namespaces: whoever sees one can ask who listens there to act outside. Knows no bubble.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+MOST_ENTRIES = 500_000  # a second or so
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The sockets, in order. Not `whole` where something was too large, or could not be listed."""
+
+    sockets: tuple[Path, ...]
+    whole: bool = True
+
+
+def below(directories: Iterable[Path], most: int = MOST_ENTRIES) -> Found:
+    """The sockets in directories and below them."""
+    sockets: set[Path] = set()
+    waiting = [str(directory) for directory in directories]
+    whole = True
+    while waiting:
+        directory = waiting.pop()
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    most -= 1
+                    if most < 0:
+                        return Found(tuple(sorted(sockets)), whole=False)
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    elif not entry.is_file(follow_symlinks=False) and stat.S_ISSOCK(_mode(entry)):
+                        sockets.add(Path(entry.path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:  # who may not list it may still pass through it, to a name that is known
+            whole = whole and not os.access(directory, os.X_OK)
+    return Found(tuple(sorted(sockets)), whole)
+
+
+def _mode(entry: os.DirEntry[str]) -> int:
+    return entry.stat(follow_symlinks=False).st_mode
