@@ -6,12 +6,22 @@ programs as the daemon's user.
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from proxy.policy.reading import did_you_mean
-from proxy.wireguard_config import parse_endpoint, parse_inside, parse_interface, parse_key, parse_network
+from proxy.wireguard_config import (
+    MTU_LEAST,
+    MTU_MOST,
+    parse_endpoint,
+    parse_inside,
+    parse_interface,
+    parse_key,
+    parse_network,
+)
 
 _COMMANDS = ("preup", "postup", "predown", "postdown")
 # What has no meaning here, and why.
@@ -25,7 +35,13 @@ _SECTIONS: Mapping[str, tuple[str, ...]] = {
     "[Interface]": ("PrivateKey", "Address", "DNS", "MTU", "ListenPort", "FwMark", "Table", "SaveConfig"),
     "[Peer]": ("PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive"),
 }
-_NEEDED = ("PrivateKey", "Address", "PublicKey", "Endpoint")
+_NEEDED: Mapping[str, str] = {
+    **dict.fromkeys(("PrivateKey", "Address", "PublicKey", "Endpoint"), "a tunnel needs one"),
+    "AllowedIPs": "nothing is sent to such a peer; for everything write AllowedIPs = 0.0.0.0/0, ::/0",
+}
+_LISTS = ("Address", "AllowedIPs", "DNS")
+# What may be shown of a line that is not understood: the rest, or all of it, may be a key.
+_WORD = re.compile(r"\[?[A-Za-z]{1,20}\]?(?=[\s:=]|$)")
 
 
 class NotImported(ValueError):
@@ -63,9 +79,19 @@ class Imported:
             "probe": json.dumps(probe) if probe else "",
         }
         lines = [f"    {key}: {value}\n" for key, value in rows.items() if value]
-        if not self.dns and not probe:
-            lines.append("    probe: icmp ADDRESS    # an address behind the peer that answers\n")
         return f"  {name}:\n" + "".join(lines)
+
+
+def decoded(raw: bytes, filename: str) -> str:
+    """The text of a file, also as Windows writes it. Raises NotImported where it is none."""
+    marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = raw.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise NotImported(f"{filename}: it is no text; save it as UTF-8")
+    return text
 
 
 def read(text: str, filename: str) -> Imported:
@@ -76,9 +102,19 @@ def read(text: str, filename: str) -> Imported:
     return reading.finish()
 
 
-def _number(text: str) -> None:
-    if text != "off" and not (text.isascii() and text.isdecimal() and len(text) <= 5):
-        raise ValueError(f'"{text[:40]}" is no number; write one such as 25 or 1420')
+def _number(least: int, most: int, *others: str) -> Callable[[str], None]:
+    def check(text: str) -> None:
+        is_number = text.isascii() and text.isdecimal() and len(text) <= 5
+        if text not in others and not (is_number and least <= int(text) <= most):
+            raise ValueError(f'"{_shown(text)}" is no number from {least} to {most}; write one of those')
+
+    return check
+
+
+def _shown(text: str) -> str:
+    """As much of a line or a value as can be no key."""
+    found = _WORD.match(text)
+    return found[0] if found else text if len(text) < 20 else "…"
 
 
 def _key(text: str) -> None:
@@ -93,8 +129,8 @@ _CHECKS: Mapping[str, Callable[[str], object]] = {
     "PresharedKey": _key,
     "PublicKey": parse_key,
     "Endpoint": parse_endpoint,
-    "MTU": _number,
-    "PersistentKeepalive": _number,
+    "MTU": _number(MTU_LEAST, MTU_MOST),
+    "PersistentKeepalive": _number(0, 65_535, "off"),
     "Address": parse_interface,
     "AllowedIPs": parse_network,
 }
@@ -122,7 +158,9 @@ class _Reading:
         if self._section not in _SECTIONS:
             if self._whole:
                 self._whole = False  # what follows from it is not said as well
-                self._problem(number, f'"{line[:40]}" stands before any section; write [Interface] above it')
+                self._problem(
+                    number, f'"{_shown(line)}" stands before any section; write [Interface] above it'
+                )
             return
         said, equals, value = (part.strip() for part in line.partition("="))
         known = {key.lower(): key for key in _SECTIONS[self._section]}
@@ -131,12 +169,13 @@ class _Reading:
             self._problem(number, f"{said} is a command, and none is run from a file; remove the line")
         elif not equals or not key:
             cure = did_you_mean(said.lower(), known) if equals else "; write KEY = VALUE"
-            words = f'"{said[:40]}" has no place in {self._section}{cure or "; remove the line"}'
+            words = f'"{_shown(said)}" has no place in {self._section}{cure or "; remove the line"}'
             self._problem(number, words)
         elif key.lower() in _DROPPED:
             self._notes.append(f"{key} is left out: {_DROPPED[key.lower()]}")
         else:
-            self._take(number, key, [one.strip() for one in value.split(",") if one.strip()])
+            texts = value.split(",") if key in _LISTS else [value]
+            self._take(number, key, [one.strip() for one in texts if one.strip()])
 
     def _begin(self, number: int, line: str) -> None:
         named = {section.lower(): section for section in _SECTIONS}
@@ -144,12 +183,16 @@ class _Reading:
         self._peers += self._section == "[Peer]"
         if self._section not in _SECTIONS:
             self._whole = False
-            self._problem(number, f'"{line[:40]}" is no section; there are [Interface] and [Peer]')
+            self._problem(number, f'"{_shown(line)}" is no section; there are [Interface] and [Peer]')
         elif self._peers > 1:
             self._problem(number, "there are several peers; a tunnel leads to one: make a file for each")
 
     def _take(self, number: int, key: str, texts: Sequence[str]) -> None:
+        if key in self._values and key not in _LISTS:
+            self._problem(number, f"there is a second {key}; keep one of them")
         found = self._values.setdefault(key, [])
+        if not texts:
+            self._problem(number, f"{key} is empty; write what it is, or remove the line")
         for text in texts:
             try:
                 _CHECKS.get(key, str)(text)
@@ -160,9 +203,9 @@ class _Reading:
 
     def finish(self) -> Imported:
         values = self._values
-        for key in _NEEDED if self._whole else ():
-            if not values.get(key):
-                self._problems.append(f"{self._filename}: there is no {key}; a tunnel needs one")
+        for key, why in _NEEDED.items() if self._whole else ():
+            if key not in values:
+                self._problems.append(f"{self._filename}: there is no {key}; {why}")
         if self._problems:
             raise NotImported("\n".join(self._problems))
         allowed = tuple(values.get("AllowedIPs", ()))

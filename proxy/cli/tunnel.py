@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -158,14 +159,13 @@ def import_file(file: Path, name: str, keys: Path | None, into: Path | None, zon
     \b
     zonegate tunnel import wg0.conf --name hq --into zonegate.yaml
     """
-    from proxy.cli.inserting import NotPut, put_into
     from proxy.config import is_name
 
     name = name or file.stem.lower()
     if not is_name(name):
         fail(f'"{name}" is no name of a tunnel; say --name, of a-z, 0-9 and -, at most 32')
     found = _read(file)
-    if into is not None and not (found.dns or probe):
+    if not (found.dns or probe):
         fail(f'{file} names no resolver; say what answers behind the peer: --probe "icmp ADDRESS"')
     directory = keys or (into.parent if into is not None else Path())
     private, preshared = directory / f"{name}.key", directory / f"{name}.psk"
@@ -173,17 +173,13 @@ def import_file(file: Path, name: str, keys: Path | None, into: Path | None, zon
         private: found.private_key,
         **({preshared: found.preshared_key} if found.preshared_key else {}),
     }
-    for path, key in written.items():
-        _write_key(path, key)
     entry = found.snippet(name, _named(private, into), _named(preshared, into), probe)
-    said = ""
-    if into is not None:
-        try:
-            said = put_into(into, name, entry, zone)
-        except NotPut as error:
-            for path in written:
-                path.unlink()
-            fail(str(error))
+    _must_load(entry, file)
+    with contextlib.ExitStack() as undo:
+        for path, key in written.items():
+            _write_key(path, key, undo)
+        said = _put(into, name, entry, zone) if into is not None else ""
+        undo.pop_all()
     for note in found.notes:
         warn(note)
     shown = " and ".join(map(str, written))
@@ -199,16 +195,37 @@ def import_file(file: Path, name: str, keys: Path | None, into: Path | None, zon
 
 
 def _read(file: Path) -> Imported:
-    from proxy.wg_quick import NotImported, read
+    from proxy.wg_quick import NotImported, decoded, read
 
     try:
-        with file.open() as opened:
-            return read(opened.read(MOST), str(file))
+        with file.open("rb") as opened:
+            return read(decoded(opened.read(MOST), str(file)), str(file))
     except NotImported as error:
         fail(str(error))
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        fail(f"{file} cannot be read: {why}; name a wg-quick file")
+    except OSError as error:
+        fail(f"{file} cannot be read: {error.strerror}; name a wg-quick file")
+
+
+def _must_load(entry: str, file: Path) -> None:
+    """Fail where no site file could have this tunnel."""
+    from proxy.config import read_site
+    from proxy.policy.source import Problems
+
+    name = entry.split(":")[0].strip()
+    site = f"zonegate: 1\npolicy: policy.yaml\nzones: {{any: {{tunnels: [{name}]}}}}\ntunnels:\n{entry}"
+    try:
+        read_site(site.encode(), file)
+    except Problems as error:
+        fail("\n".join(f"{file}: {problem.message}" for problem in error.problems))
+
+
+def _put(into: Path, name: str, entry: str, zone: str) -> str:
+    from proxy.cli.inserting import NotPut, put_into
+
+    try:
+        return put_into(into, name, entry, zone)
+    except NotPut as error:
+        fail(str(error))
 
 
 def _named(path: Path, into: Path | None) -> str:
@@ -219,12 +236,13 @@ def _named(path: Path, into: Path | None) -> str:
     return str(found.relative_to(here) if found.is_relative_to(here) else found)
 
 
-def _write_key(path: Path, key: str) -> None:
+def _write_key(path: Path, key: str, undo: contextlib.ExitStack) -> None:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        undo.callback(path.unlink, missing_ok=True)
+        with os.fdopen(fd, "w") as file:
+            file.write(key + "\n")
     except FileExistsError:
         fail(f"{path} is there already; remove it, or say another --name")
     except OSError as error:
         fail(f"{path} cannot be written: {error.strerror}")
-    with os.fdopen(fd, "w") as file:
-        file.write(key + "\n")
