@@ -88,7 +88,7 @@ WRONG = [
         )
     ),
     *(
-        Wrong(f"a second {key}", f"{key} =", f"{key} = {first}\n{key} =", f"there is a second {key}; keep one")
+        Wrong(f"a second {key}", f"{key} =", f"{key} = {first}\n{key} =", f"there is a second {key}; keep")
         for key, first in (
             ("MTU", "1400"), ("PrivateKey", PSK), ("PublicKey", KEY), ("Endpoint", "a.example:1"),
         )
