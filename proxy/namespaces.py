@@ -67,7 +67,7 @@ def capture_rules() -> str:
     """The zone's one nftables transaction. What it does not name is refused at once, not left to time out.
 
     A zone that was made before has its rules replaced in its chains, which stay: a table that is deleted and
-    made again lets packets through between the two. A device that somebody adds later leads nowhere.
+    made again may let packets through between the two. A device that somebody adds later leads nowhere.
 
     No error is ever sent for a multicast; one that is dropped on its way out is an error of the send itself.
     """
