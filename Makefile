@@ -6,7 +6,10 @@ BIN   := $(VENV)/bin
 RUN_TOOLS  := bwrap:bubblewrap nft:nftables ip:iproute2 libseccomp.so.2:libseccomp2 curl:curl wg:wireguard-tools wireguard-go:wireguard-go
 TEST_TOOLS := openssl:openssl git:git ssh:openssh-client sshd:openssh-server tcpdump:tcpdump dig:bind9-dnsutils tmux:tmux setpriv:util-linux wget:wget npm:npm nc.openbsd:netcat-openbsd /usr/lib/python3/dist-packages/requests:python3-requests /usr/lib/python3/dist-packages/httpx:python3-httpx /usr/lib/python3/dist-packages/socks.py:python3-socks systemd-analyze:systemd haproxy:haproxy tinyproxy:tinyproxy-bin apache2:apache2-bin squid:squid-openssl chromium:chromium node:nodejs iperf3:iperf3 crun:crun
 
-.PHONY: help demo test lab-long lab-red lint fuzz bench setup setup-test debian-run debian-test clean
+# What the virtual machine of lab-kernel is made of.
+KERNEL_TOOLS := qemu-system-x86_64:qemu-system-x86 cpio:cpio modprobe:kmod
+
+.PHONY: help demo test lab-kernel lab-long lab-red lint fuzz bench setup setup-test debian-run debian-test clean
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t16
 
@@ -21,6 +24,11 @@ lab-long: setup-test ## the lab at length (an hour): every process killed at eve
 
 lab-red: setup-test ## the lab with each row's defence taken out: every test that docs/threats.md names for it must fail (ROWS="N1 N2")
 	cd tests && ../$(BIN)/python -m lab.red $(ROWS)
+
+lab-kernel: setup-test ## the kernel's own WireGuard, in a virtual machine that has it; as root
+	@.ci/debian $(KERNEL_TOOLS)
+	@.ci/kernel .kernel
+	$(BIN)/python tests/lab/machine.py .kernel $(BIN)/python tests/lab/kernel_device.py
 
 lint: setup-test ## ruff, mypy strict, the floors
 	$(BIN)/ruff check .

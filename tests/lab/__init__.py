@@ -10,7 +10,8 @@
     stepping    what has a process of the product stop at a step of its start; `stops` hears of them
     programs/   what runs inside bubbles (and, for the controls, outside)
 
-`make lab-long` runs long_life: every step of every process, every flap.
+`make lab-long` runs long_life: every step of every process, every flap. `make lab-kernel` runs kernel_device,
+in a `machine` of Debian's kernel; `carriers` knows who has a WireGuard device.
 
 Needs root. Everything started is ended by its pid; a missing tool fails.
 """
