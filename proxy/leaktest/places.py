@@ -143,16 +143,21 @@ class Bystander:
     def __init__(self, name: str) -> None:
         self.name = name
         parent = os.getpid()
+        here, there = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 prctl.die_with_parent(parent)
                 prctl.may_be_traced()
                 Path("/proc/self/comm").write_text(name)
+                os.write(there, b"named")
                 while True:
                     signal.pause()
             finally:
                 os._exit(1)
+        os.close(there)
+        with os.fdopen(here, "rb") as word:
+            word.read(1)
 
     def close(self) -> None:
         """End it."""
