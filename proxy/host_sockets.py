@@ -41,10 +41,15 @@ def below(directories: Iterable[Path], most: int = MOST_ENTRIES) -> Found:
                         sockets.add(Path(entry.path))
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except OSError:  # who may not list it may still pass through it, to a name that is known
+        except PermissionError:  # who may not list it may still pass through it, to a name that is known
             whole = whole and not os.access(directory, os.X_OK)
+        except OSError:
+            whole = False
     return Found(tuple(sorted(sockets)), whole)
 
 
 def _mode(entry: os.DirEntry[str]) -> int:
-    return entry.stat(follow_symlinks=False).st_mode
+    try:
+        return entry.stat(follow_symlinks=False).st_mode
+    except FileNotFoundError:  # it has gone meanwhile, and what comes after it has not
+        return 0

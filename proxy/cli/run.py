@@ -76,12 +76,9 @@ def command(
         click.echo("zonegate: a bubble of root can change what root owns in /dev; better be a user", err=True)
     if view.cooperative:
         click.echo("zonegate: sharing that makes this bubble only cooperative: see --share", err=True)
-    for asked, variable in ((wayland, "WAYLAND_DISPLAY"), (x11, "DISPLAY")):
+    for flag, asked, variable in (("--wayland", wayland, "WAYLAND_DISPLAY"), ("--x11", x11, "DISPLAY")):
         if asked and not os.environ.get(variable):
-            fail(
-                f"there is no {variable} here; --{'x11' if variable == 'DISPLAY' else 'wayland'} needs one",
-                125,
-            )
+            fail(f"there is no {variable} here; {flag} needs one", 125)
     if absent := missing_program(view):
         fail(*absent)
     try:
