@@ -50,13 +50,16 @@ define:
     quic: [quic.example, 10.8.0.9]
     small: [10.8.0.7]
     web: [web.example]
+    read: [read.example, 10.8.0.8]
 guards:
   - {id: little, match: {to: small, transfer: upload, size: ">1KiB"}, at_most: block}
+  - {id: kept, match: {to: read, method: DELETE}, at_most: block}
 rules:
   - {id: time, match: {to: time, protocol: udp}, verdict: tunnel}
   - {id: quic, match: {to: quic, protocol: quic}, verdict: tunnel}
   - {id: small, match: {to: small, protocol: udp}, verdict: tunnel}
   - {id: web, match: {to: web, protocol: https}, verdict: tunnel}
+  - {id: read, match: {to: read, port: 443}, verdict: tunnel}
 """
 ASK = """
 sock = socket.socket(socket.AF_INET6 if ':' in {host!r} else socket.AF_INET, socket.SOCK_DGRAM)
@@ -147,7 +150,8 @@ async def world(there: Zone, directory: Path, *, packets: bool = True) -> AsyncI
     for host in ("10.8.0.9", "10.8.0.7", "fd08::9"):
         far.servers[host, 123] = port
     far.servers["10.8.0.9", 443] = port
-    far.names = {"time.example": ["60 A 10.8.0.9"], "quic.example": ["60 A 10.8.0.9"]}
+    far.names = {"time.example": ["60 A 10.8.0.9"], "quic.example": ["60 A 10.8.0.9"],
+                 "read.example": ["60 A 10.8.0.8"]}  # fmt: skip
     async with packet_tunnel(far) as (egress, clock):
         egresses: list[Egress] = [egress]
         gate = Gate(load(POLICY, "datagrams.policy.yaml"), egresses)
@@ -313,6 +317,8 @@ def test_what_began_otherwise_goes_on_as_no_quic(run: Run, there: Zone, tmp_path
         ("2001:db8::66", 123, b"ping", "default"),
         ("web.example", 443, QUIC, "default"),
         ("quic.example", 443, b"no quic", "default"),
+        # HTTP/3 may be in it, which the guard would have to look into
+        ("read.example", 443, first_flight("read.example")[0], "needs-inspection"),
         ("127.0.0.9", 123, b"ping", ""),
     ],
 )

@@ -27,14 +27,12 @@ STATE_WORDS: Mapping[TunnelState, str] = {
     TunnelState.STALE: "stale",
     TunnelState.ATTESTED: "attested",
 }
-HTTP = (Protocol.HTTP, Protocol.HTTPS)
+HTTP = (Protocol.HTTP, Protocol.HTTPS, Protocol.QUIC)  # which carries HTTP/3, and nobody looks into it
 
 
 def may_be_http(flow: Flow) -> bool:
     """Whether requests can still turn up in a flow."""
-    if isinstance(flow.protocol, Missing):
-        return flow.transport is Protocol.TCP
-    return flow.protocol in HTTP
+    return isinstance(flow.protocol, Missing) or flow.protocol in HTTP
 
 
 class Always(Interface):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from proxy.flow import NEVER, UNKNOWN, Flow, Missing
+from proxy.flow import NEVER, UNKNOWN, Flow, Missing, Protocol
 from proxy.policy.facts import ANYBODY
 from proxy.policy.model import Match
 
@@ -24,12 +24,19 @@ _UNSAID: tuple[Mapping[str, Any], ...] = (
     {"user": ANYBODY},
     {"address": NEVER},
 )
+# What comes first of all that is not HTTP over TCP, and is seldom what is meant, is QUIC.
+_TCP: Mapping[str, Any] = {
+    "protocol": Protocol.TCP, "transport": Protocol.TCP,
+    "method": NEVER, "path": NEVER, "content_type": NEVER,
+}  # fmt: skip
 _FIELDS = {"group": "groups", "posture": "postures", "to": "address"}
 
 
 def make_plain(flow: Flow, is_same: Callable[[Flow], bool], asked: Collection[Match] = ()) -> Flow:
     """The flow with as few facts as the answer allows, and all that `asked` speaks of."""
     kept = {_FIELDS.get(name, name) for match in asked for name in match.attributes()}
+    if flow.protocol is Protocol.QUIC and kept.isdisjoint(_TCP) and is_same(usual := replace(flow, **_TCP)):
+        flow = usual
     for less in _UNSAID:
         said = {field: value for field, value in less.items() if not _is_unsaid(flow, field)}
         if kept.isdisjoint(less) and said and is_same(plainer := replace(flow, **said)):

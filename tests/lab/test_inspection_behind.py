@@ -6,8 +6,10 @@ import re
 from collections.abc import Sequence
 
 import pytest
+from quic_client import first_flight
 
 from lab.conftest import AS_ROOT, NewGate
+from lab.gate import LAB_RULES
 from lab.packet_peer import GATEWAY_INSIDE, Peer, Wires, packets, public
 from lab.test_inspection import GUARDS, NAME, curl
 from lab.world import HOSTS, INTRANET, INTRANET6, PUBLIC
@@ -17,6 +19,20 @@ NAMES: dict[str, Sequence[object]] = {
     "gateway.corp.example": [GATEWAY_INSIDE],
     "both.corp.example": [PUBLIC, GATEWAY_INSIDE, INTRANET],
 }
+
+
+RULES = f"{LAB_RULES}  - {{id: quic, match: {{to: intranet, protocol: quic}}, verdict: tunnel}}\n"
+SEND_QUIC = """
+import errno, socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.settimeout(60)
+sock.connect((socket.gethostbyname(sys.argv[1]), 443))
+sock.send(bytes.fromhex(sys.argv[2]))
+try:
+    print(sock.recv(2000))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +47,7 @@ def peer(peer: Peer) -> Peer:
 def test_requests_and_rebinding(new_gate: NewGate, peer: Peer, wires: Wires, control: bool) -> None:
     """Each request is judged; the address on record is the one that was judged and no other is spoken to."""
     without = ["request-verdicts", "rebinding"] if control else []
-    gate = new_gate(*without, inspects=True, guards=GUARDS, **packets(peer)).attested()
+    gate = new_gate(*without, inspects=True, guards=GUARDS, rules=RULES, **packets(peer)).attested()
     refused = curl(gate, "-X", "DELETE", f"https://{NAME}/page")
     asked = "; ".join(f"curl -sS -m {3 if control else 60} http://{name}/" for name in NAMES)
     said = gate.run("sh", "-c", asked).out
@@ -45,6 +61,11 @@ def test_requests_and_rebinding(new_gate: NewGate, peer: Peer, wires: Wires, con
     assert verdicts["near.corp.example"] == verdicts["gateway.corp.example"] == "block", rows
     assert {row["address"] for row in rows if row["verdict"] == "tunnel"} == {INTRANET}, rows
     assert said.endswith("the intranet\n") and said.count("the intranet\n") == 1, said
+
+    begun = gate.run("/usr/bin/python3", "-c", SEND_QUIC, NAME, first_flight(NAME)[0].hex())
+    assert begun.out == "EHOSTUNREACH\n", begun  # its program takes TCP instead
+    row = gate.record("verdict", lambda row: row["protocol"] == "quic")
+    assert (row["verdict"], row["because"]["id"]) == ("block", "needs-inspection"), row
 
     for more in ([f"https://{NAME}/"], ["--http1.1", f"https://{NAME}/"], [f"http://{NAME}/"]):
         good = curl(gate, *more)

@@ -10,13 +10,14 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from lab import carriers, kernel
 from lab.carriers import network_of_tunnel
 from lab.conftest import AS_ROOT, WITH_A_CONTROL, WITHOUT, NewGate
-from lab.gate import Gate, Settings, python, remove
+from lab.gate import LAB_RULES, Gate, Settings, python, remove
 from lab.kernel import Place
 from lab.packet_peer import (
     DEVICE_INSIDE,
@@ -323,3 +324,26 @@ def test_another_kind_takes_over(new_gate: NewGate, peer: Peer, world: World) ->
     assert_served(gate)
     assert last_tunnel(gate) == "gw"
     through_peer.says(" ")
+
+
+@AS_ROOT
+def test_a_rule_names_its_tunnel(new_gate: NewGate, peer: Peer, wires: Wires) -> None:
+    """`via`: what the zone's first tunnel would carry goes by the named one, or not at all."""
+    narrow = LAB_RULES.replace("verdict: tunnel", "verdict: tunnel\n    via: [hq]")
+    gate = new_gate(**packets(peer, order="gw, hq"), rules=narrow).attested()
+    kernel.until("both are attested", lambda: gate.tunnel("gw")["attested"])
+    assert_served(gate)
+    assert last_tunnel(gate) == "gw"
+
+    def ask() -> dict[str, Any]:
+        gate.python("clients", "half-closed", NAME, "7000")
+        return gate.record("verdict", lambda row: row["port"] == 7000)
+
+    assert (ask()["verdict"], last_tunnel(gate)) == ("tunnel", "hq")
+    gate.order("tunnel-down", tunnel="hq")
+    kernel.until("it is down", lambda: not gate.tunnel("hq")["attested"])
+    refused = ask()
+    assert (refused["verdict"], refused["because"]["id"]) == ("block", "via"), refused
+    assert_served(gate)
+    assert last_tunnel(gate) == "gw"
+    wires.quiet()

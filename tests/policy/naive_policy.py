@@ -81,7 +81,7 @@ def matches(model: Model, match: Match, flow: Flow, tunnel: TunnelFact | None, *
 
 def holds(model: Model, match: Match, name: str, flow: Flow, tunnel: TunnelFact | None, grants: bool) -> bool:
     wanted = getattr(match, name)
-    http = flow.protocol in (Protocol.HTTP, Protocol.HTTPS)
+    http = flow.protocol in (Protocol.HTTP, Protocol.HTTPS, Protocol.QUIC)
     match name:
         case "zone" | "user" | "device":
             return getattr(flow, name) in wanted

@@ -81,7 +81,7 @@ def only_strictest_is_left(judged: Judgement, flow: Flow, wanted: set[Verdict]) 
     """
     if wanted == {Verdict.TUNNEL, Verdict.DIRECT}:
         return judged.verdict is Verdict.TUNNEL and flow.size is UNKNOWN
-    opaque = flow.protocol not in (Protocol.HTTP, Protocol.HTTPS, UNKNOWN)
+    opaque = flow.protocol not in (Protocol.HTTP, Protocol.HTTPS, Protocol.QUIC, UNKNOWN)
     return opaque and UNKNOWN in (flow.transfer, flow.size) and judged.verdict is min(wanted)
 
 
@@ -129,7 +129,7 @@ def test_staged_evaluation_ends_where_direct_evaluation_does() -> None:
                     settled.add(judged.verdict)
                 staged = replace(staged, **{name: getattr(flow, name)})
             assert policy.judge(staged, tunnel) == direct
-            http = flow.protocol in (Protocol.HTTP, Protocol.HTTPS)
+            http = flow.protocol in (Protocol.HTTP, Protocol.HTTPS, Protocol.QUIC)
             if http and NEVER not in (flow.transfer, flow.size, flow.content_type):
                 assert settled <= {direct.verdict} or stays_in_tunnel(settled, direct), (flow, tunnel)
 

@@ -21,7 +21,7 @@ def policy(seed: str, rules: int = 6, guards: int = 3) -> Policy:
 
 def is_possible(flow: Flow) -> bool:
     """Whether a random flow is one that the space holds: see `Regions._impossible`."""
-    http = flow.protocol in (Protocol.HTTP, Protocol.HTTPS)
+    http = flow.protocol in (Protocol.HTTP, Protocol.HTTPS, Protocol.QUIC)
     asked = [flow.method, flow.path, flow.content_type]
     return (
         UNKNOWN not in asked
@@ -37,7 +37,7 @@ def possible_flow(rng: Random) -> Flow:
 
     while True:
         flow = random.flow(rng)
-        if flow.protocol not in (Protocol.HTTP, Protocol.HTTPS):
+        if flow.protocol not in (Protocol.HTTP, Protocol.HTTPS, Protocol.QUIC):
             flow = replace(flow, method=NEVER, path=NEVER, content_type=NEVER)
         if is_possible(flow):
             return flow
