@@ -127,6 +127,7 @@ def test_a_process_dies_or_stops(scene: Scene, event: Event) -> None:
         assert workers.isdisjoint({worker["pid"] for worker in scene.gate.status()["workers"]})
     assert len(scene.gate.status()["bubbles"]) >= 2, "the programs that were not cut go on"
     scene.probe.a_round()
+    scene.probe.check()
 
 
 @pytest.mark.parametrize("who", ["outer", "inner"])
