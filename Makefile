@@ -17,7 +17,7 @@ demo: setup      ## a bubble, a gate and a corporate end on this machine, with r
 	@$(BIN)/zonegate demo $(DEMO)
 
 test: setup-test lint ## everything: lint, types, import contract, all tests
-	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 lab-long: setup-test ## the lab at length (an hour): every process killed at every step of its start, 200 flaps, shortages
 	$(BIN)/pytest -s $(or $(LAB),tests/lab/long_life.py)

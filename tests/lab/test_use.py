@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from lab.conftest import AS_ROOT, NewGate, Watch
+from lab.conftest import AS_ROOT, AS_USER, NewGate, Watch
 from lab.gate import Gate, python
 from lab.kernel import LIMIT_S
 from lab.servers import digest
@@ -73,6 +73,7 @@ def test_git_over_https(gate: Gate, watch: Watch) -> None:
     watch.only_the_gateway()
 
 
+@AS_USER
 def test_a_gibibyte(gate: Gate, watch: Watch) -> None:
     """A long download by name arrives whole; of two million packets none goes astray."""
     done = gate.run("sh", "-c", f"curl -sS http://{INTRANET_NAME}/big/{GIB} | sha256sum", limit_s=400)
