@@ -41,11 +41,19 @@ def below(directories: Iterable[Path], most: int = MOST_ENTRIES) -> Found:
                         sockets.add(Path(entry.path))
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except PermissionError:  # who may not list it may still pass through it, to a name that is known
-            whole = whole and not os.access(directory, os.X_OK)
+        except PermissionError:
+            whole = whole and not _may_be_passed(directory)
         except OSError:
             whole = False
     return Found(tuple(sorted(sockets)), whole)
+
+
+def _may_be_passed(directory: str) -> bool:
+    """Who may not list it may still pass through it, to a name that is known, or open it to themselves."""
+    try:
+        return os.access(directory, os.X_OK) or os.lstat(directory).st_uid == os.geteuid()
+    except OSError:
+        return True
 
 
 def _mode(entry: os.DirEntry[str]) -> int:

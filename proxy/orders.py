@@ -167,16 +167,17 @@ async def _of_user(daemon: Daemon, name: str, asker: User) -> list[tuple[Worker,
 
     Who logs in at a listener need not be a user of this machine, and shares a worker with others there.
     """
-    own = _own(daemon, asker)
-    shared = [(worker, name) for _, worker in own if worker.post.ears]
     if not name:
-        return [(worker, "") for _, worker in own]
+        return [(worker, "") for _, worker in _own(daemon, asker)]
+    refused = None
     try:
         uid = await _uid_of(daemon, name, asker)
-    except OrderRefused:
-        if not shared:
-            raise
-        return shared
+    except OrderRefused as error:
+        uid, refused = None, error
+    own = _own(daemon, asker)  # only now: workers may have come while the directory was asked
+    shared = [(worker, name) for _, worker in own if worker.post.ears]
+    if refused is not None and not shared:
+        raise refused
     return [(worker, "") for key, worker in own if key[1] == uid] + shared
 
 

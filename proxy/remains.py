@@ -86,7 +86,7 @@ def end_unbegun() -> int:
     """Kill the sandboxes of this user (of root: of every user) that nobody will let begin; how many."""
     ended = 0
     for pid in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             if not _is_unbegun(pid):
                 continue
             pidfd = os.pidfd_open(pid)
@@ -108,8 +108,10 @@ def _is_unbegun(pid: int) -> bool:
     if os.geteuid() not in (0, owner):
         return False
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    if not sandbox.is_ours(words):
+        return False
     leader = _stat(pid)[2:3]
-    return sandbox.is_ours(words) and bool(leader) and _stat(int(leader[0]))[:1] in ([], ["Z"], ["X"])
+    return bool(leader) and _stat(int(leader[0]))[:1] in ([], ["Z"], ["X"])
 
 
 def _started(pid: int) -> str:
@@ -120,6 +122,7 @@ def _started(pid: int) -> str:
 def _stat(pid: int) -> list[str]:
     """The fields of proc(5), stat, from the third on, which is the state; none of a process that is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # a process has any bytes as its name
+        return text.rpartition(")")[2].split()
     except OSError:
         return []

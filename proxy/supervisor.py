@@ -298,17 +298,17 @@ class Supervisor:
         finally:
             post.bubbles.pop(bubble.id, None)
             self.bubbles.pop(bubble.id, None)
-            self._remember()
             if key in self.workers:
                 self.workers[key].forget(bubble.id)
             allocator = self._allocators.get(*key)
             if allocator is not None and not self._keep_bubbles:
                 allocator.release(bubble.id)
+            self._remember()
 
     def _remember(self) -> None:
         """Keep a list of who is inside, for `cleanup` after a kill; nothing else depends on it."""
         if self.stopped.is_set():
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             inside = [remains.Remaining.of(bubble.id, peer.pid) for bubble, peer in self.bubbles.values()]
             remains.remember(self.places.run, [*inside, *self.waiting.values()])

@@ -34,7 +34,7 @@ _CONFINED = ("setpriv", "--pdeathsig", "KILL", "--no-new-privs", "--bounding-set
 # A device of the kernel outlives who made it for as long as any socket lives in its namespace, and goes on
 # sending with its key. So who makes it waits for our end, and takes it away then. $0 is the device, $1 the
 # tunnel's namespace; the UDP socket stays in the network of who asks for the device.
-_KEEPER = """trap '' HUP INT TERM
+_KEEPER = """trap '' HUP INT TERM PIPE
 ip link add "$0" netns "$1" type wireguard || exit
 echo made
 read -r _
@@ -242,7 +242,10 @@ class WireguardDevice:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(COMMAND_LIMIT_S):
                 await keeper.wait()
-        if keeper.returncode:
+        if keeper.returncode != 0:
+            with contextlib.suppress(ProcessLookupError):
+                keeper.kill()
+            await keeper.wait()
             prefix, fds = self._inside
             with contextlib.suppress(DeviceError):  # it is gone already
                 await tool([*prefix, "ip", "link", "del", self._name], fds=fds)

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bubbles import LIMIT_S, PYTHON, Ground, at_a_terminal, outside
@@ -167,6 +168,24 @@ def test_what_cannot_be_looked_through_makes_a_bubble_cooperative(tmp_path: Path
     view = replace(VIEW, share=[tmp_path])
     assert not view.cooperative and not bubble.looked_through(view).cooperative
     assert replace(view, unseen=True).cooperative
+
+
+def test_a_directory_of_ones_own_can_be_opened_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is closed, also to its owner, may be opened again from inside; another's may not."""
+    scandir = os.scandir
+
+    def closed(path: str) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError
+        return scandir(path)
+
+    directory = tmp_path / "closed"
+    directory.mkdir()
+    monkeypatch.setattr(os, "scandir", closed)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert not host_sockets.below([tmp_path]).whole
+    os.chown(directory, os.geteuid() + 4321, -1)
+    assert host_sockets.below([tmp_path]).whole
 
 
 # -- the own terminal and descriptors (B2, B7) -------------------------------------------------------

@@ -98,13 +98,16 @@ def test_a_list_that_is_missing_or_torn_is_empty(tmp_path: Path, text: str | Non
     assert remains.remaining(tmp_path) == []
 
 
-def test_a_process_whose_name_is_meant_to_confuse(tmp_path: Path, start: Start) -> None:
-    name = "') 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 ("[:15]
-    process = start(f"open('/proc/self/comm','w').write({name!r}); {QUIET}")
+@pytest.mark.parametrize("name", [b"') 1 2 3 4 5 6 7 8 9 0 1 2", "документ".encode(), b"\xff"])
+def test_a_process_whose_name_is_meant_to_confuse(tmp_path: Path, start: Start, name: bytes) -> None:
+    """The kernel cuts it after 15 bytes, also within a letter."""
+    process = start(f"open('/proc/self/comm','wb').write({name[:15]!r}); {QUIET}")
     remains.remember(tmp_path, [of(process)])
     (row,) = json.loads((tmp_path / FILE).read_text())
-    stat = Path(f"/proc/{process.pid}/stat").read_text()
-    assert row["started"] == stat[stat.rindex(")") + 2 :].split()[19]
+    stat = Path(f"/proc/{process.pid}/stat").read_bytes()
+    assert row["started"] == stat[stat.rindex(b")") + 2 :].split()[19].decode()
+    remains.end_unbegun()
+    assert process.poll() is None
 
 
 def test_they_are_asked_to_end(start: Start) -> None:
