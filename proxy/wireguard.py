@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import time
 import traceback
@@ -72,10 +73,12 @@ def _begin(sock: socket.socket) -> None:
 
 
 def _say_unusable(sock: socket.socket, words: str) -> NoReturn:
-    """Say what this machine lacks, and stay: a holder that ends is only started again."""
+    """Say what this machine lacks, and stay for a while: a holder that ends is started again."""
     ipc.send(sock, replace(NOTHING_SEEN, broken=True, words=words))
-    while True:
+    until_s = time.monotonic() + STAY_S
+    while (left_s := until_s - time.monotonic()) > 0 and select.select([sock], [], [], left_s)[0]:
         ipc.close_all(ipc.receive(sock, [Serve])[1])
+    raise ipc.LinkBroken("it may be there by now")
 
 
 async def _hold(sock: socket.socket, hold: HoldPackets, keys: Sequence[str], mounts: int | None) -> None:

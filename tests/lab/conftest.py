@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lab import kernel
+from lab.failing_tools import tools as tools
 from lab.gate import Gate, Settings, remove
 from lab.packet_peer import Peer, Wires
 from lab.ssh_server import SshServer

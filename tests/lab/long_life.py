@@ -14,9 +14,10 @@ import pytest
 from lab import carriers, kernel
 from lab.asleep import frozen
 from lab.conftest import NewGate
+from lab.failing_tools import Tools
 from lab.gate import Bubble, Gate, python
 from lab.kernel import Place
-from lab.packet_peer import Peer, Wires
+from lab.packet_peer import Peer, Wires, packets
 from lab.shortage import RESOURCES, short_of
 from lab.stops import NAME, NOBODY, Scene, Stop, Stops, killed_in_setup
 from lab.test_associations import ALICE, LISTEN, RULE, SOCKS, goes_on
@@ -24,6 +25,7 @@ from lab.test_associations import PORT as DATAGRAM_PORT
 from lab.test_clock import Sleeper, clock_is_set
 from lab.test_losses import FLAPS, WAYS, served_again
 from lab.test_steps import of_kind
+from lab.test_tunnel import assert_served
 from lab.world import INTRANET, PUBLIC, World
 from proxy import passwords
 
@@ -268,3 +270,22 @@ def test_a_gate_that_is_frozen_and_thawed(new_gate: NewGate, peer: Peer, wires: 
         sleeper.has_lost_it(last)
         wires.quiet()
         sleeper.telling.end()
+
+
+# -- tools of the system -----------------------------------------------------------------------------
+
+
+def test_a_tunnel_whose_tools_fail(new_gate: NewGate, peer: Peer, wires: Wires, tools: Tools) -> None:
+    """Whichever call fails while it is made, nothing leaves meanwhile, and it comes up unaided."""
+    tools.fail_at(0)
+    gate = new_gate(**packets(peer)).attested()
+    calls = tools.calls()
+    gate.end()
+    assert sum("/nft" in one for one in calls) >= 1 and len(calls) >= 5, calls
+    for number in range(1, len(calls) + 1):
+        tools.fail_at(number)
+        gate = new_gate(**packets(peer)).attested()
+        print(f"{number} of {len(calls)}: {tools.calls()[number - 1][:90]}", flush=True)
+        assert_served(gate)
+        wires.quiet()
+        gate.end()
